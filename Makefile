@@ -1,0 +1,46 @@
+# Every target that needs root says so. `make help` lists them.
+SHELL := /bin/bash
+PYTHON ?= /usr/bin/python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.ready
+LINK := /usr/local/bin/dnatctl
+
+.PHONY: help setup demo test unit bpf netns lint format docs clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## install packages, make the virtual environment, put dnatctl on the PATH (root)
+
+$(STAMP): pyproject.toml scripts/setup.sh
+	@PYTHON=$(PYTHON) VENV=$(VENV) LINK=$(LINK) scripts/setup.sh
+	@touch $@
+
+demo: setup ## two phones behind one address make real calls (root)
+	@$(VENV)/bin/dnatctl lab demo
+
+test: setup lint unit bpf netns ## every test layer (root)
+
+unit: setup ## protocol, allocator, configuration: no root, seconds
+	@$(PY) -m pytest tests/unit
+
+bpf: setup ## packets through the programs in the kernel, by BPF_PROG_TEST_RUN (root)
+	@$(PY) -m pytest tests/bpf
+
+netns: setup ## real daemons and real traffic in network namespaces (root)
+	@$(PY) -m pytest tests/netns
+
+lint: setup ## ruff, mypy, clang-format
+	@$(VENV)/bin/ruff check control tests setup.py
+	@$(VENV)/bin/ruff format --check control tests setup.py
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/clang-format --dry-run -Werror ebpf/*.c ebpf/include/dnat/*.h
+
+format: setup ## put the sources into the one format
+	@$(VENV)/bin/ruff check --fix control tests setup.py
+	@$(VENV)/bin/ruff format control tests setup.py
+	@$(VENV)/bin/clang-format -i ebpf/*.c ebpf/include/dnat/*.h
+
+clean: ## remove what setup and the tools made here
+	rm -rf $(VENV) build dist control/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output

@@ -1,0 +1,3 @@
+"""Distributed network address translation for Linux."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,36 @@
+#!/bin/bash
+# Installs what dnat needs on Debian or Ubuntu and makes its virtual environment. Called by `make setup`.
+# PYTHON must be the distribution's own: bcc and python-nftables exist only for that one.
+set -euo pipefail
+
+packages=(python3-venv python3-bpfcc python3-nftables linux-libc-dev iproute2 nftables)
+lab_packages=(baresip-core tcpdump iputils-ping curl ethtool)
+
+say() { printf '\033[1m==>\033[0m %s\n' "$*"; }
+
+missing=()
+for package in "${packages[@]}" "${lab_packages[@]}"; do
+    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
+done
+if [ "${#missing[@]}" -gt 0 ]; then
+    if [ "$(id -u)" -ne 0 ]; then
+        echo "these packages are missing: ${missing[*]}; run this as root: sudo make setup" >&2
+        exit 4
+    fi
+    say "installing ${missing[*]}"
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+if [ ! -x "$VENV/bin/python" ]; then
+    say "making the virtual environment in $VENV"
+    "$PYTHON" -m venv --system-site-packages "$VENV"
+fi
+say "installing the Python packages"
+"$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --root-user-action=ignore -e '.[dev]'
+
+target=$(readlink -f "$VENV")/bin/dnatctl
+if [ "$(id -u)" -eq 0 ] && { [ ! -e "$LINK" ] || [ -L "$LINK" ]; }; then
+    ln -sfn "$target" "$LINK"
+    say "dnatctl is $LINK"
+fi
