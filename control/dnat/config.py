@@ -1,0 +1,199 @@
+"""Configuration: a TOML file, checked whole before anything is touched.
+
+Every message names the file, the key and what is allowed there. No file at all is a valid configuration: a host that
+finds its server at the default gateway.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct
+
+from dnat.errors import ConfigError
+from dnat.types import PortRange
+
+ROLES = ("host", "server", "router")
+Role = Literal["host", "server", "router"]
+
+_Address = Annotated[str, Meta(description="an IPv4 address in quotes")]
+_Interface = Annotated[str, Meta(description="an interface's name in quotes", min_length=1, max_length=15)]
+_PortCount = Annotated[int, Meta(description="a whole number from 1 to 4096", ge=1, le=4096)]
+_PortRanges = Annotated[list[str], Meta(description='a list of port ranges, as ["10000-59999"]')]
+
+
+class HostSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """The ``[host]`` table."""
+
+    interface: _Interface | None = None
+    """LAN interface; by default the one of the default route."""
+    server: _Address | None = None
+    """PAP server; by default the default gateway."""
+    ephemeral_ports: _PortCount = 64
+    """Ports for the host's own connections."""
+    translated_ports: _PortCount = 32
+    """Ports to which the kernel translates what programs bind elsewhere."""
+
+
+class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """The ``[server]`` table."""
+
+    external_addresses: Annotated[list[str], Meta(description='a list of IPv4 addresses, as ["198.51.100.1"]')] = []
+    listen: _Address | None = None
+    """LAN address to serve; by default that of ``router.lan``, or of the interface of the default route."""
+    networks: Annotated[list[str], Meta(description='a list of networks, as ["10.66.0.0/24"]')] = []
+    """Whose datagrams are served; by default the network of ``listen``."""
+    ports: _PortRanges = msgspec.field(default_factory=lambda: ["10000-59999"])
+    """Ports that are given out by number of ports."""
+    specific_ports: _PortRanges = msgspec.field(default_factory=lambda: ["1024-59999"])
+    """Ports that hosts may ask for by name."""
+    lifetime: Annotated[int, Meta(description="seconds, 60 to 86400", ge=60, le=86400)] = 3600
+    hold_down: Annotated[int, Meta(description="seconds, 0 to 86400", ge=0, le=86400)] = 120
+    """How long a freed port is kept from other hosts (RFC 6888, REQ-8)."""
+
+
+class RouterSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """The ``[router]`` table."""
+
+    lan: _Interface | None = None
+    wan: _Interface | None = None
+    own_ports: Annotated[str, Meta(description='a port range, as "60000-65535"')] = "60000-65535"
+    """Ports of an external address that is the router's own, kept for the router and for LAN devices without PAP."""
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file."""
+
+    roles: Annotated[list[Role], Meta(description=f"a list of {', '.join(ROLES)}")] = msgspec.field(
+        default_factory=lambda: list[Role](("host",))
+    )
+    host: HostSettings = HostSettings()
+    server: ServerSettings = ServerSettings()
+    router: RouterSettings = RouterSettings()
+
+
+def load(path: Path | None) -> Config:
+    """Read and check a configuration; ``None`` or a missing default file gives the defaults of a host.
+
+    Raises ConfigError.
+    """
+    if path is None:
+        return Config()
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no configuration file {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    return parse(raw, str(path))
+
+
+def parse(raw: dict[str, Any], source: str) -> Config:
+    """Check what a file said; ``source`` is its name in messages. Raises ConfigError."""
+    try:
+        config = msgspec.convert(raw, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{source}: {_explain(str(error), raw)}") from None
+    _check_values(config, source)
+    return config
+
+
+def port_ranges(texts: list[str], source: str, key: str) -> tuple[PortRange, ...]:
+    """Parse port ranges of a checked key. Raises ConfigError."""
+    ranges = []
+    for text in texts:
+        try:
+            ranges.append(PortRange.parse(text))
+        except ValueError:
+            raise ConfigError(
+                f'{source}: {key}: "{text}" is not a port range; write it as "10000-59999" or "5060", within 1 to 65535'
+            ) from None
+    return tuple(ranges)
+
+
+def _check_values(config: Config, source: str) -> None:
+    """What types cannot say: addresses, ranges, and keys that a role needs."""
+    if not config.roles:
+        raise ConfigError(f"{source}: roles: must name at least one of {', '.join(ROLES)}")
+    _check_address(config.host.server, source, "host.server")
+    _check_address(config.server.listen, source, "server.listen")
+    for address in config.server.external_addresses:
+        _check_address(address, source, "server.external_addresses")
+    for network in config.server.networks:
+        try:
+            IPv4Network(network)
+        except ValueError:
+            raise ConfigError(
+                f'{source}: server.networks: "{network}" is not an IPv4 network; write it as "10.66.0.0/24"'
+            ) from None
+    port_ranges(config.server.ports, source, "server.ports")
+    port_ranges(config.server.specific_ports, source, "server.specific_ports")
+    port_ranges([config.router.own_ports], source, "router.own_ports")
+    if "server" in config.roles and not config.server.external_addresses:
+        raise ConfigError(
+            f'{source}: server.external_addresses: the role "server" needs at least one IPv4 address here'
+        )
+    if "router" in config.roles:
+        for key, value in (("lan", config.router.lan), ("wan", config.router.wan)):
+            if value is None:
+                raise ConfigError(f'{source}: router.{key}: the role "router" needs an interface\'s name here')
+        if "server" not in config.roles:
+            raise ConfigError(f'{source}: roles: "router" needs "server" beside it: they share the lease store')
+
+
+def _check_address(text: str | None, source: str, key: str) -> None:
+    if text is None:
+        return
+    try:
+        IPv4Address(text)
+    except ValueError:
+        raise ConfigError(f'{source}: {key}: "{text}" is not an IPv4 address; write it as "192.0.2.1"') from None
+
+
+_UNKNOWN = re.compile(r"unknown field `(?P<name>[^`]*)`(?: - at `\$\.?(?P<where>[^`]*)`)?")
+_WRONG = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<where>[^`]*)`)?$")
+
+
+def _explain(message: str, raw: dict[str, Any]) -> str:
+    """Turn msgspec's message into one that names the key and what is allowed."""
+    if unknown := _UNKNOWN.search(message):
+        table = unknown["where"] or ""
+        fields = _table_type(table).__struct_fields__
+        close = difflib.get_close_matches(unknown["name"], fields, n=1)
+        key = f"{table}.{unknown['name']}" if table else unknown["name"]
+        hint = f'; did you mean "{close[0]}"?' if close else "."
+        return f"{key}: there is no such key{hint} Allowed here: {', '.join(fields)}"
+    wrong = _WRONG.match(message)
+    where = (wrong["where"] if wrong else None) or ""
+    key = re.sub(r"\[.*", "", where)
+    value: Any = raw
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else value
+    return f"{key}: {value!r} is not allowed; write {_allowed(key)}"
+
+
+def _table_type(table: str) -> type[Struct]:
+    kind = get_type_hints(Config).get(table) if table else Config
+    assert isinstance(kind, type) and issubclass(kind, Struct)
+    return kind
+
+
+def _allowed(key: str) -> str:
+    """The description that a key's type carries."""
+    table, _, name = key.rpartition(".")
+    if name in ("host", "server", "router") and not table:
+        return f"a table [{name}]"
+    hint = get_type_hints(_table_type(table), include_extras=True).get(name)
+    for part in (hint, *get_args(hint)):
+        for meta in getattr(part, "__metadata__", ()):
+            if isinstance(meta, Meta) and meta.description:
+                return meta.description
+    return "another type of value"

@@ -1,0 +1,41 @@
+"""Errors say who is at fault; only the command line turns them into exit codes and advice.
+
+Each error carries a sentence that a person can act on. Nothing below the command line prints.
+"""
+
+from __future__ import annotations
+
+
+class DnatError(Exception):
+    """Base of all errors that dnat raises on purpose."""
+
+    exit_code = 1
+    """Exit code of ``dnatctl`` when this error ends a command."""
+
+
+class UsageError(DnatError):
+    """The caller asked for something that cannot be: a wrong option, name, number or configuration."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A configuration file does not hold; the message names file, key and allowed values."""
+
+
+class PeerError(DnatError):
+    """The other side of PAP refused, broke the protocol or did not answer."""
+
+    exit_code = 3
+
+
+class PlatformError(DnatError):
+    """The kernel or the machine cannot do what is needed: no root, no BPF, no such interface, full disk."""
+
+    exit_code = 4
+
+
+class NotRunningError(DnatError):
+    """There is no daemon to talk to in this network namespace."""
+
+    exit_code = 5

@@ -1,0 +1,92 @@
+"""Which dnat this is: one instance per network namespace, with its own directories, pins and socket."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from dnat.errors import PlatformError
+from dnat.system.netns import DEFAULT_INSTANCE, instance_name
+from dnat.system.paths import BPF_DIRECTORY, NETNS_CONFIG_DIRECTORY, RUN_DIRECTORY, STATE_DIRECTORY
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """Names and paths of one daemon and what it leaves on the machine."""
+
+    name: str
+    """``default``, a name under /run/netns, or ``netns-INODE``."""
+
+    @classmethod
+    def current(cls) -> Instance:
+        """The instance of the network namespace that this process is in."""
+        return cls(instance_name())
+
+    @property
+    def run(self) -> Path:
+        """What lives until reboot or ``down``."""
+        return RUN_DIRECTORY / self.name
+
+    @property
+    def state(self) -> Path:
+        """What outlives a reboot."""
+        return STATE_DIRECTORY / self.name
+
+    @property
+    def socket(self) -> Path:
+        return self.run / "api.sock"
+
+    @property
+    def pid_file(self) -> Path:
+        return self.run / "daemon.pid"
+
+    @property
+    def log(self) -> Path:
+        return self.run / "daemon.log"
+
+    @property
+    def journal(self) -> Path:
+        return self.run / "journal.json"
+
+    @property
+    def saved_leases(self) -> Path:
+        return self.run / "leases.json"
+
+    @property
+    def store(self) -> Path:
+        return self.state / "leases.sqlite"
+
+    def pins(self, role: str) -> Path:
+        """Directory of a role's pinned programs and maps."""
+        return BPF_DIRECTORY / self.name / role
+
+    def configuration(self) -> Path | None:
+        """The configuration file when none is named: ``DNAT_CONFIG``, else the namespace's or the machine's."""
+        if named := os.environ.get("DNAT_CONFIG"):
+            return Path(named)
+        namespaced = NETNS_CONFIG_DIRECTORY / self.name / "dnat/dnat.toml"
+        candidate = Path("/etc/dnat/dnat.toml") if self.name == DEFAULT_INSTANCE else namespaced
+        return candidate if candidate.exists() else None
+
+    def host_id(self, mac: str) -> bytes:
+        """16 octets that name this host to the server, the same after a restart.
+
+        They come from a random number kept in ``/var/lib/dnat`` and the LAN interface's MAC address, so that machines
+        cloned from one disk image differ. Raises PlatformError.
+        """
+        path = self.state / "host-id"
+        try:
+            self.state.mkdir(parents=True, exist_ok=True)
+            try:
+                seed = path.read_bytes()
+            except FileNotFoundError:
+                seed = secrets.token_bytes(16)
+                path.write_bytes(seed)
+        except OSError as error:
+            raise PlatformError(
+                f"{path} cannot be written ({error.strerror}): make room or correct its rights"
+            ) from None
+        return hashlib.sha256(seed + mac.encode()).digest()[:16]

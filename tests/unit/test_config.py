@@ -1,0 +1,85 @@
+"""Bad configurations name file, key and what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dnat.config import load, parse
+from dnat.errors import ConfigError
+
+
+def test_no_file_is_a_host_with_defaults() -> None:
+    config = load(None)
+    assert config.roles == ["host"]
+    assert config.host.server is None
+
+
+def test_a_router_with_its_server() -> None:
+    config = parse(
+        {
+            "roles": ["server", "router"],
+            "server": {"external_addresses": ["198.51.100.1"]},
+            "router": {"lan": "lan", "wan": "wan"},
+        },
+        "dnat.toml",
+    )
+    assert config.server.lifetime == 3600
+    assert config.router.lan == "lan"
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({"rolse": ["host"]}, 'rolse: there is no such key; did you mean "roles"?'),
+        ({"roles": ["hots"]}, "roles: ['hots'] is not allowed; write a list of host, server, router"),
+        ({"roles": []}, "roles: must name at least one of host, server, router"),
+        ({"host": 3}, "host: 3 is not allowed; write a table [host]"),
+        (
+            {"host": {"ephemeral_port": 3}},
+            'host.ephemeral_port: there is no such key; did you mean "ephemeral_ports"?',
+        ),
+        ({"host": {"colour": 3}}, "Allowed here: interface, server, ephemeral_ports, translated_ports"),
+        (
+            {"host": {"ephemeral_ports": 0}},
+            "host.ephemeral_ports: 0 is not allowed; write a whole number from 1 to 4096",
+        ),
+        ({"host": {"server": "sip.example"}}, 'host.server: "sip.example" is not an IPv4 address'),
+        ({"roles": ["server"]}, 'server.external_addresses: the role "server" needs'),
+        (
+            {"server": {"external_addresses": ["::1"]}},
+            'server.external_addresses: "::1" is not an IPv4 address',
+        ),
+        ({"server": {"ports": ["9-3"]}}, 'server.ports: "9-3" is not a port range'),
+        ({"server": {"networks": ["10.66.0.1/24"]}}, "server.networks:"),
+        ({"server": {"lifetime": 5}}, "server.lifetime: 5 is not allowed; write seconds, 60 to 86400"),
+        ({"router": {"own_ports": "x"}}, 'router.own_ports: "x" is not a port range'),
+        (
+            {
+                "roles": ["server", "router"],
+                "server": {"external_addresses": ["198.51.100.1"]},
+                "router": {"lan": "l"},
+            },
+            "router.wan: the role",
+        ),
+    ],
+)
+def test_a_mistake_is_explained(raw: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(raw, "/etc/dnat/dnat.toml")
+    assert str(caught.value).startswith("/etc/dnat/dnat.toml: ")
+    assert message in str(caught.value)
+
+
+def test_a_file_that_is_not_toml(tmp_path: Path) -> None:
+    path = tmp_path / "dnat.toml"
+    path.write_text("roles = [")
+    with pytest.raises(ConfigError, match=r"dnat\.toml is not valid TOML"):
+        load(path)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no configuration file"):
+        load(tmp_path / "none.toml")
