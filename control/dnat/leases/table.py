@@ -1,0 +1,359 @@
+"""The lease table: grants, renews and takes back ranges; at most one host per (address, protocol, port).
+
+Every method that changes something does so in memory and returns the changes for the store. When a store
+cannot write them, the table is thrown away and loaded again from what the store has.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from ipaddress import IPv4Address
+from typing import TypeVar
+
+from dnat.leases import bitmap
+from dnat.leases.errors import LeaseConflict, LeaseRefused, Refusal
+from dnat.leases.pool import AddressSpace, Choose, Pool, classes, longest, occupy, pick, vacate
+from dnat.leases.records import (
+    Change,
+    DropHold,
+    DropLease,
+    HoldKey,
+    HoldRecord,
+    LeaseRecord,
+    PutHold,
+    PutLease,
+    Want,
+)
+from dnat.types import PortRange, Protocol, Purpose
+
+HOLD = 120.0
+"""Seconds that a freed range waits before another host gets it (RFC 6888, REQ-8)."""
+REMEMBERED = 65536
+"""Former ranges remembered beyond their hold: a host that comes back finds its old ports if they are free."""
+
+FormerKey = tuple[bytes, Protocol, Purpose, int]
+_Key = TypeVar("_Key")
+
+
+class LeaseTable:
+    """Leases and holds of one pool. Times are those of the records: wall clock, seconds."""
+
+    def __init__(self, pool: Pool, hold: float = HOLD) -> None:
+        self.pool = pool
+        self.hold = hold
+        self._by_count = bitmap.union(pool.ports)
+        self._by_number = self._by_count | bitmap.union(pool.specific)
+        self._spaces = {address: AddressSpace() for address in pool.addresses}
+        self._leases: dict[int, LeaseRecord] = {}
+        self._holds: dict[HoldKey, HoldRecord] = {}
+        self._leases_of: dict[bytes, dict[int, None]] = {}
+        self._holds_of: dict[bytes, dict[HoldKey, None]] = {}
+        self._transactions: dict[tuple[bytes, int], int] = {}
+        self._former: OrderedDict[FormerKey, tuple[IPv4Address, PortRange]] = OrderedDict()
+        self._ends: list[tuple[float, int, int | HoldKey]] = []
+        self._serial = 0
+
+    # What is known
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def __iter__(self) -> Iterator[LeaseRecord]:
+        return iter(self._leases.values())
+
+    @property
+    def holds(self) -> tuple[HoldRecord, ...]:
+        return tuple(self._holds.values())
+
+    def get(self, lease_id: int) -> LeaseRecord | None:
+        return self._leases.get(lease_id)
+
+    def of_host(self, host_id: bytes) -> tuple[LeaseRecord, ...]:
+        return tuple(self._leases[each] for each in self._leases_of.get(host_id, ()))
+
+    def of_transaction(self, host_id: bytes, transaction: int) -> LeaseRecord | None:
+        """The standing lease that a WANT with this transaction was granted."""
+        lease_id = self._transactions.get((host_id, transaction))
+        return None if lease_id is None else self._leases[lease_id]
+
+    def strays(self) -> tuple[LeaseRecord, ...]:
+        """Leases on addresses or ports which the pool no longer has; they end by expiry or `revoke`."""
+        return tuple(
+            record
+            for record in self
+            if record.address not in self.pool.addresses or bitmap.bits_of(record.ports) & ~self._by_number
+        )
+
+    def next_deadline(self) -> float | None:
+        """When `expire` will have something to do."""
+        while self._ends and not self._stands(self._ends[0]):
+            heapq.heappop(self._ends)
+        return self._ends[0][0] if self._ends else None
+
+    # What changes
+
+    def load(self, records: Iterable[LeaseRecord], holds: Iterable[HoldRecord]) -> None:
+        """Fill an empty table with what a store has. Raises LeaseConflict if that contradicts itself."""
+        for record in records:
+            space = self._space(record.address)
+            bits = bitmap.bits_of(record.ports)
+            if record.id in self._leases or any(space.leased[each] & bits for each in classes(record.protocol)):
+                raise LeaseConflict(f"lease {record.id:x} claims {record.address} ports {record.ports} twice")
+            self._add_lease(record)
+        for hold in holds:
+            space = self._space(hold.address)
+            if space.occupied(hold.protocol) & bitmap.bits_of(hold.ports):
+                raise LeaseConflict(f"hold on {hold.address} ports {hold.ports} meets another record")
+            self._add_hold(hold)
+
+    def grant(
+        self, host_id: bytes, host: IPv4Address, want: Want, transaction: int, now: float, *, choose: Choose
+    ) -> tuple[LeaseRecord, tuple[Change, ...]]:
+        """A lease for ``want.lifetime`` seconds, of fewer ports if that is allowed. Raises LeaseRefused."""
+        address, ports = self._place(host_id, want, now, choose)
+        changes = self._end_own_holds(host_id, address, ports, want.protocol)
+        lease_id = 1 + choose(2**63 - 1)
+        while lease_id in self._leases:
+            lease_id = 1 + choose(2**63 - 1)
+        record = LeaseRecord(
+            id=lease_id,
+            address=address,
+            ports=ports,
+            protocol=want.protocol,
+            purpose=want.purpose,
+            host_id=host_id,
+            host=host,
+            transaction=transaction,
+            granted_at=now,
+            expires_at=now + want.lifetime,
+        )
+        self._add_lease(record)
+        return record, (*changes, PutLease(record))
+
+    def renew(
+        self, lease_id: int, host_id: bytes, lifetime: float, now: float
+    ) -> tuple[LeaseRecord | None, tuple[Change, ...]]:
+        """The lease with its new end; None if it has ended or is not this host's."""
+        record = self._leases.get(lease_id)
+        if record is None or record.host_id != host_id or record.expires_at <= now:
+            return None, ()
+        record = replace(record, expires_at=now + lifetime)
+        return record, self._replace(record)
+
+    def move(self, host_id: bytes, host: IPv4Address) -> tuple[Change, ...]:
+        """The host speaks from another LAN address now: routers have to send its packets there."""
+        changes: list[Change] = []
+        for record in self.of_host(host_id):
+            if record.host != host:
+                changes += self._replace(replace(record, host=host))
+        return tuple(changes)
+
+    def release(self, lease_id: int, host_id: bytes, now: float) -> tuple[Change, ...]:
+        """The holder gives the lease back; nothing changes if it is not this host's."""
+        record = self._leases.get(lease_id)
+        return self._end(record, now) if record is not None and record.host_id == host_id else ()
+
+    def revoke(self, lease_id: int, now: float) -> tuple[LeaseRecord | None, tuple[Change, ...]]:
+        """The server takes the lease back, whoever holds it; returns what it was."""
+        record = self._leases.get(lease_id)
+        return record, () if record is None else self._end(record, now)
+
+    def expire(self, now: float) -> tuple[Change, ...]:
+        """End what is due. A hold starts now, not when the lease ran out: until now packets went there."""
+        changes: list[Change] = []
+        while (deadline := self.next_deadline()) is not None and deadline <= now:
+            key = heapq.heappop(self._ends)[2]
+            if isinstance(key, int):
+                changes += self._end(self._leases[key], now)
+            else:
+                changes.append(self._remove_hold(key))
+        return tuple(changes)
+
+    # Where a range is put
+
+    def _place(self, host_id: bytes, want: Want, now: float, choose: Choose) -> tuple[IPv4Address, PortRange]:
+        addresses = self._addresses_for(host_id, want)
+        if want.ports is not None:
+            return self._place_by_number(host_id, want, want.ports, addresses, now), want.ports
+        free = {each: self._free(host_id, each, want.protocol) & self._by_count for each in addresses}
+        for address in addresses:
+            ports = self._old_place(host_id, want, address, free[address])
+            ports = ports or pick(free[address], want.count, want.parity, choose)
+            if ports is not None:
+                return address, ports
+        if not want.exact:
+            lengths = {each: longest(free[each], want.count, want.parity) for each in addresses}
+            address = max(lengths, key=lambda each: lengths[each])
+            ports = pick(free[address], lengths[address], want.parity, choose) if lengths[address] else None
+            if ports is not None:
+                return address, ports
+        raise LeaseRefused(Refusal.EXHAUSTED)
+
+    def _addresses_for(self, host_id: bytes, want: Want) -> list[IPv4Address]:
+        """A host stays on one address (RFC 4787, REQ-2); a new one starts where the most ports are free."""
+        if want.address is not None:
+            if want.address not in self.pool.addresses:
+                raise LeaseRefused(Refusal.OUTSIDE_POOL)
+            return [want.address]
+        if len(self.pool.addresses) == 1:
+            return list(self.pool.addresses)
+        for record in self.of_host(host_id):
+            if record.address in self.pool.addresses:
+                return [record.address]
+        former = [key[0] for key in self._holds_of.get(host_id, ())]
+        if (remembered := self._former.get(_former_key(host_id, want))) is not None:
+            former.append(remembered[0])
+
+        def rank(address: IPv4Address) -> tuple[bool, int]:
+            occupied = self._spaces[address].occupied(want.protocol)
+            return address not in former, (occupied & self._by_count).bit_count()
+
+        return sorted(self.pool.addresses, key=rank)
+
+    def _free(self, host_id: bytes, address: IPv4Address, protocol: Protocol) -> int:
+        """Ports that this host could be granted: not leased, and not held for another host."""
+        space = self._space(address)
+        occupied = space.occupied(protocol)
+        own = [self._holds[key] for key in self._holds_of.get(host_id, ()) if key[0] == address]
+        if any(each.protocol.overlaps(protocol) for each in own):
+            occupied = 0
+            for each in classes(protocol):
+                mine = bitmap.union(hold.ports for hold in own if each in classes(hold.protocol))
+                occupied |= space.leased[each] | (space.held[each] & ~mine)
+        return self._by_number & ~occupied
+
+    def _place_by_number(
+        self, host_id: bytes, want: Want, ports: PortRange, addresses: list[IPv4Address], now: float
+    ) -> IPv4Address:
+        bits = bitmap.bits_of(ports)
+        if bits & ~self._by_number:
+            raise LeaseRefused(Refusal.OUTSIDE_POOL)
+        ends: list[float] = []
+        for address in addresses:
+            if not bits & ~self._free(host_id, address, want.protocol):
+                return address
+            space = self._spaces[address]
+            if not any(space.leased[each] & bits for each in classes(want.protocol)):
+                ends.append(max(hold.until for hold in self._holds_on(address, ports, want.protocol)))
+        if ends:
+            raise LeaseRefused(Refusal.HELD, retry_after=max(1, math.ceil(min(ends) - now)))
+        raise LeaseRefused(Refusal.TAKEN)
+
+    def _old_place(self, host_id: bytes, want: Want, address: IPv4Address, free: int) -> PortRange | None:
+        """What the host had before for the same use, else a range of the same size that is on hold for it."""
+        candidates = []
+        remembered = self._former.get(_former_key(host_id, want))
+        if remembered is not None and remembered[0] == address:
+            candidates.append(remembered[1])
+        candidates += [
+            ports
+            for where, ports, protocol in self._holds_of.get(host_id, ())
+            if where == address and protocol is want.protocol and len(ports) == want.count
+        ]
+        allowed = free & bitmap.starts_with(want.parity)
+        for ports in candidates:
+            if allowed >> ports.first & 1 and not bitmap.bits_of(ports) & ~free:
+                return ports
+        return None
+
+    # Bookkeeping
+
+    def _space(self, address: IPv4Address) -> AddressSpace:
+        space = self._spaces.get(address)
+        if space is None:
+            space = self._spaces[address] = AddressSpace()
+        return space
+
+    def _holds_on(self, address: IPv4Address, ports: PortRange, protocol: Protocol) -> list[HoldRecord]:
+        return [
+            hold
+            for hold in self._holds.values()
+            if hold.address == address and hold.ports.overlaps(ports) and hold.protocol.overlaps(protocol)
+        ]
+
+    def _stands(self, end: tuple[float, int, int | HoldKey]) -> bool:
+        when, _, key = end
+        if isinstance(key, int):
+            record = self._leases.get(key)
+            return record is not None and record.expires_at == when
+        hold = self._holds.get(key)
+        return hold is not None and hold.until == when
+
+    def _schedule(self, when: float, key: int | HoldKey) -> None:
+        self._serial += 1
+        heapq.heappush(self._ends, (when, self._serial, key))
+
+    def _add_lease(self, record: LeaseRecord) -> None:
+        occupy(self._space(record.address).leased, record.ports, record.protocol)
+        self._leases[record.id] = record
+        self._leases_of.setdefault(record.host_id, {})[record.id] = None
+        self._transactions[record.host_id, record.transaction] = record.id
+        self._schedule(record.expires_at, record.id)
+
+    def _replace(self, record: LeaseRecord) -> tuple[Change, ...]:
+        self._leases[record.id] = record
+        self._schedule(record.expires_at, record.id)
+        return (PutLease(record),)
+
+    def _end(self, record: LeaseRecord, now: float) -> tuple[Change, ...]:
+        vacate(self._space(record.address).leased, record.ports, record.protocol)
+        del self._leases[record.id]
+        _forget(self._leases_of, record.host_id, record.id)
+        if self._transactions.get((record.host_id, record.transaction)) == record.id:
+            del self._transactions[record.host_id, record.transaction]
+        former: FormerKey = (record.host_id, record.protocol, record.purpose, len(record.ports))
+        self._former[former] = (record.address, record.ports)
+        self._former.move_to_end(former)
+        if len(self._former) > REMEMBERED:
+            self._former.popitem(last=False)
+        hold = HoldRecord(record.address, record.ports, record.protocol, record.host_id, now + self.hold)
+        self._add_hold(hold)
+        return DropLease(record.id), PutHold(hold)
+
+    def _add_hold(self, hold: HoldRecord) -> None:
+        occupy(self._space(hold.address).held, hold.ports, hold.protocol)
+        self._holds[hold.key] = hold
+        self._holds_of.setdefault(hold.host_id, {})[hold.key] = None
+        self._schedule(hold.until, hold.key)
+
+    def _remove_hold(self, key: HoldKey) -> DropHold:
+        hold = self._holds.pop(key)
+        vacate(self._space(hold.address).held, hold.ports, hold.protocol)
+        _forget(self._holds_of, hold.host_id, key)
+        return DropHold(*key)
+
+    def _end_own_holds(
+        self, host_id: bytes, address: IPv4Address, ports: PortRange, protocol: Protocol
+    ) -> tuple[Change, ...]:
+        """Lift the host's holds off a range that it gets again; what they cover beyond it stays on hold."""
+        changes: list[Change] = []
+        for key in tuple(self._holds_of.get(host_id, ())):
+            hold = self._holds[key]
+            if address != hold.address or not (ports.overlaps(hold.ports) and protocol.overlaps(hold.protocol)):
+                continue
+            changes.append(self._remove_hold(key))
+            granted = bitmap.bits_of(ports)
+            rest = [(beyond, hold.protocol) for beyond in bitmap.ranges(bitmap.bits_of(hold.ports) & ~granted)]
+            overlap = PortRange(max(ports.first, hold.ports.first), min(ports.last, hold.ports.last))
+            rest += [(overlap, other) for other in classes(hold.protocol) if other not in classes(protocol)]
+            for left, other in rest:
+                remaining = replace(hold, ports=left, protocol=other)
+                self._add_hold(remaining)
+                changes.append(PutHold(remaining))
+        return tuple(changes)
+
+
+def _former_key(host_id: bytes, want: Want) -> FormerKey:
+    return (host_id, want.protocol, want.purpose, want.count)
+
+
+def _forget(index: dict[bytes, dict[_Key, None]], host_id: bytes, key: _Key) -> None:
+    """Remove a key from a host's set, and the set when it was the last: hosts come and go."""
+    of_host = index[host_id]
+    del of_host[key]
+    if not of_host:
+        del index[host_id]

@@ -1,0 +1,424 @@
+"""The agent of a host: asks for ports, keeps its leases alive, and says when they must not be used any more.
+
+Pure: the caller passes datagrams of its server (and of nobody else) and the time, and calls `timeout` at
+`next_deadline`; after each call it sends `datagrams` to the server and reads `events`. The clock is the one
+that the leases' ``expires_at`` is told in; a daemon that saves its leases wants the wall clock.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable
+
+from dnat.pap.backoff import Draw, jitter
+from dnat.pap.codec import CodecError, decode, encode
+from dnat.pap.epoch import EpochState, went_back
+from dnat.pap.events import (
+    EpochLost,
+    Event,
+    Granted,
+    Lost,
+    Refused,
+    Released,
+    Renewed,
+    Resumed,
+    Unanswered,
+)
+from dnat.pap.messages import MAX_LEASES, Fault, LeaseInfo, Message, MessageType, Result, Want
+from dnat.pap.questions import Holding, Kind, Question
+from dnat.pap.states import IllegalTransition, State, Trigger
+from dnat.types import Lease
+
+DEFER = 60.0
+"""Seconds until a renewal that the server could not serve is asked again, at most."""
+REMEMBERED = 256
+"""Ended leases and obeyed INVALIDATEs that are remembered: a datagram that was overtaken revives nothing."""
+
+
+class Agent:
+    """PAP for one host and one server."""
+
+    def __init__(self, host_id: bytes, draw: Draw) -> None:
+        """``host_id``: 16 octets, the same across restarts; ``draw``: 64 random bits per call."""
+        self.host_id = host_id
+        self.counters: Counter[str] = Counter()
+        """Datagrams that were dropped, by reason."""
+        self.epoch_state: EpochState | None = None
+        """The server's last epoch; save it with the leases and give it back to `adopt`."""
+        self._draw = draw
+        self._tickets = 0
+        self._holdings: dict[int, Holding] = {}
+        self._questions: dict[int, Question] = {}
+        self._ended: OrderedDict[int, None] = OrderedDict()
+        self._obeyed: OrderedDict[int, None] = OrderedDict()
+        self._outbox: list[bytes] = []
+        self._events: list[Event] = []
+        self._answers: dict[Kind, Callable[[Question, Message, float], None]] = {
+            Kind.WANT: self._want_answered,
+            Kind.RENEW: self._renewal_answered,
+            Kind.REGAIN: self._regain_answered,
+            Kind.RESUME: self._resume_answered,
+            Kind.RELEASE: self._release_answered,
+        }
+
+    # What the host does
+
+    def want(self, want: Want, now: float) -> int:
+        """Ask for ports. The ticket returned names the want in Granted, Refused or Unanswered."""
+        self._tickets += 1
+        self._ask(Kind.WANT, now, Holding(want=want, ticket=self._tickets), want=want)
+        return self._tickets
+
+    def adopt(self, leases: Iterable[Lease], now: float, epoch: EpochState | None = None) -> None:
+        """Go on with leases that were saved, and renew them at once; those that have expired are Lost."""
+        self.epoch_state = epoch
+        for lease in leases:
+            holding = Holding(lease=lease, since=now, next_at=now)
+            holding.trigger(Trigger.LEARNED)
+            self._holdings[lease.id] = holding
+        self.timeout(now)
+
+    def resume(self, now: float) -> None:
+        """Ask which leases the host holds; they are renewed, and Resumed lists them."""
+        self._ask(Kind.RESUME, now, resume=True)
+
+    def release(self, lease_id: int, now: float) -> None:
+        """Give up a lease whose ports are no longer in use. Raises IllegalTransition if it is not held."""
+        holding = self._holdings.get(lease_id)
+        if holding is None or holding.lease is None:
+            raise IllegalTransition(f"no lease {lease_id:x} is held")
+        holding.trigger(Trigger.RELEASE)
+        holding.next_at = None
+        self._ask(Kind.RELEASE, now, holding, leases=(_info(holding.lease),))
+
+    # What time and the network do
+
+    @property
+    def next_deadline(self) -> float | None:
+        """When `timeout` has to be called; None if nothing is pending."""
+        times = [question.due_at for question in self._questions.values()]
+        for holding in self._holdings.values():
+            if holding.lease is not None and holding.active:
+                times.append(holding.lease.expires_at)
+                if holding.next_at is not None:
+                    times.append(holding.next_at)
+        return min(times, default=None)
+
+    def timeout(self, now: float) -> None:
+        """Expire, repeat and renew what is due. Harmless if nothing is."""
+        for holding in tuple(self._holdings.values()):
+            if holding.lease is not None and holding.active and holding.lease.expires_at <= now:
+                self._lose(holding, Trigger.EXPIRED, None, "expired before the server renewed it")
+        for question in tuple(self._questions.values()):
+            if not question.open:
+                del self._questions[question.transaction]
+            elif question.due_at <= now:
+                self._repeat(question, now)
+        self._renew_due(now)
+
+    def receive(self, datagram: bytes, now: float) -> None:
+        """Take in a datagram of the server. Never raises, whatever is in it; see `counters`."""
+        try:
+            message = decode(datagram)
+        except CodecError as error:
+            self.counters[error.result.label] += 1
+            if error.type == MessageType.INVALIDATE and error.transaction is not None:
+                self._acknowledge(error.transaction, error.result, error.unknown)
+            return
+        if message.host_id not in (None, self.host_id):
+            self.counters["foreign-host"] += 1
+        elif message.type is MessageType.INVALIDATE:
+            self._invalidated(message)
+        elif message.type in (MessageType.RESPONSE, MessageType.ACK):
+            self._answered(message, now)
+        else:
+            self.counters["unexpected-type"] += 1
+
+    # What comes out
+
+    def datagrams(self) -> list[bytes]:
+        """What to send to the server now; each is handed out once."""
+        result, self._outbox = self._outbox, []
+        return result
+
+    def events(self) -> list[Event]:
+        """What happened since the last call."""
+        result, self._events = self._events, []
+        return result
+
+    @property
+    def leases(self) -> tuple[Lease, ...]:
+        """The leases whose ports may be used."""
+        return tuple(each.lease for each in self._holdings.values() if each.lease and each.active)
+
+    # Asking
+
+    def _ask(
+        self,
+        kind: Kind,
+        now: float,
+        *about: Holding,
+        want: Want | None = None,
+        leases: tuple[LeaseInfo, ...] = (),
+        resume: bool = False,
+    ) -> None:
+        type_ = MessageType.RELEASE if kind is Kind.RELEASE else MessageType.REQUEST
+        message = Message(type_, self._draw(), host_id=self.host_id, want=want, leases=leases, resume=resume)
+        question = Question(kind, message, about, now, self._draw)
+        self._questions[question.transaction] = question
+        self._outbox.append(question.octets)
+
+    def _repeat(self, question: Question, now: float) -> None:
+        if question.exhausted:
+            ticket = question.about[0].ticket if question.kind is Kind.WANT else None
+            self._events.append(Unanswered(ticket, question.attempts))
+            if not question.kind.endless:
+                self._close(question)
+                for holding in question.about:
+                    self._end(holding, Trigger.GAVE_UP)
+                return
+        question.repeated(now)
+        self._outbox.append(question.octets)
+
+    def _renew_due(self, now: float) -> None:
+        due = [each for each in self._holdings.values() if each.next_at is not None and each.next_at <= now]
+        renewals = [each for each in due if each.state is State.HELD]
+        for start in range(0, len(renewals), MAX_LEASES):
+            batch = renewals[start : start + MAX_LEASES]
+            for holding in batch:
+                holding.trigger(Trigger.RENEWAL_DUE)
+                holding.next_at = None
+            infos = tuple(_info(each.lease) for each in batch if each.lease)
+            self._ask(Kind.RENEW, now, *batch, leases=infos)
+        for holding in due:
+            if holding.state is State.REGAINING:
+                self._regain(holding, now)
+
+    def _regain(self, holding: Holding, now: float) -> None:
+        """Ask a server that lost its state for the very same ports."""
+        lease = holding.lease
+        if lease is not None:
+            holding.next_at = None
+            want = Want(
+                count=len(lease.ports),
+                protocol=lease.protocol,
+                purpose=lease.purpose,
+                exact=True,
+                first=lease.ports.first,
+                address=lease.address,
+            )
+            self._ask(Kind.REGAIN, now, holding, want=want)
+
+    # Answers
+
+    def _answered(self, message: Message, now: float) -> None:
+        question = self._questions.get(message.transaction)
+        if question is None or not question.open:
+            self.counters["no-open-question"] += 1
+        elif message.type is not question.kind.answer:
+            self.counters["unexpected-type"] += 1
+        else:
+            last = self.epoch_state
+            self.epoch_state = EpochState(message.epoch, now)
+            if last is not None and went_back(last, message.epoch, question.asked_at):
+                self._epoch_lost(now)
+            if question.open:
+                self._answers[question.kind](question, message, now)
+
+    def _epoch_lost(self, now: float) -> None:
+        self._events.append(EpochLost())
+        for holding in tuple(self._holdings.values()):
+            if holding.active:
+                holding.trigger(Trigger.EPOCH_LOST)
+                self._regain(holding, now)
+
+    def _want_answered(self, question: Question, message: Message, now: float) -> None:
+        holding = question.about[0]
+        ticket = holding.ticket or 0
+        if not message.result.ok:
+            self._close(question)
+            holding.trigger(Trigger.REFUSED)
+            self._events.append(Refused(ticket, message.result, message.reason, message.retry_after))
+            return
+        info = self._granted(message)
+        if info is None:
+            return
+        self._close(question)
+        known = self._holdings.get(info.id)
+        if self._is_over(info) or (known is not None and not known.active):
+            # The lease was taken back, or given up, while this answer was under way.
+            holding.trigger(Trigger.REFUSED)
+            self._events.append(Refused(ticket, Result.RECLAIMED, "the lease has ended already", None))
+            return
+        holding.trigger(Trigger.GRANTED)
+        if known is not None:
+            known.trigger(Trigger.LEARNED)
+            holding = known
+        lease = self._hold(holding, info, question.asked_at, now)
+        self._events.append(Granted(ticket, lease, message.result is Result.FEWER))
+
+    def _renewal_answered(self, question: Question, message: Message, now: float) -> None:
+        self._close(question)
+        listed = {info.id: info for info in message.leases} if message.result.ok else {}
+        for holding in question.about:
+            if holding.state is not State.RENEWING or holding.lease is None:
+                continue
+            info = listed.get(holding.lease.id)
+            if info is None:
+                holding.trigger(Trigger.DEFERRED)
+                self._defer(holding, holding.lease, message, now)
+            elif info.lifetime:
+                holding.trigger(Trigger.RENEWED)
+                self._events.append(Renewed(self._hold(holding, info, question.asked_at, holding.since)))
+            else:
+                self._lose(holding, Trigger.UNKNOWN, Result.RECLAIMED, "the server does not know the lease")
+
+    def _regain_answered(self, question: Question, message: Message, now: float) -> None:
+        holding = question.about[0]
+        if holding.lease is None:
+            return
+        if not message.result.ok:
+            self._close(question)
+            if message.result.fault is Fault.SERVER:
+                holding.trigger(Trigger.DEFERRED)
+                self._defer(holding, holding.lease, message, now)
+            else:
+                reason = message.reason or "the server lost its state and could not grant the ports again"
+                self._lose(holding, Trigger.REFUSED, message.result, reason)
+            return
+        info = self._granted(message)
+        if info is None:
+            return
+        self._close(question)
+        if self._is_over(info):
+            self._lose(holding, Trigger.REFUSED, Result.RECLAIMED, "the lease has ended already")
+            return
+        former = holding.lease.id
+        del self._holdings[former]
+        if former != info.id:
+            _remember(self._ended, former)
+        holding.trigger(Trigger.RENEWED)
+        self._events.append(Renewed(self._hold(holding, info, question.asked_at, now), former))
+
+    def _resume_answered(self, question: Question, message: Message, now: float) -> None:
+        if message.result.fault is Fault.SERVER:
+            return  # the question stays open: the next repeat may find the server well
+        self._close(question)
+        if not message.result.ok:
+            self._events.append(Unanswered(None, question.attempts))
+            return
+        leases = []
+        for info in message.leases:
+            holding = self._holdings.get(info.id) or Holding()
+            if info.id and not self._is_over(info) and holding.state is not State.RELEASING:
+                since = holding.since if holding.lease else now
+                holding.trigger(Trigger.LEARNED)
+                leases.append(self._hold(holding, info, question.asked_at, since))
+        listed = {info.id for info in message.leases}
+        for holding in tuple(self._holdings.values()):
+            known_to_both = holding.since < question.asked_at and holding.state in (
+                State.HELD,
+                State.RENEWING,
+            )
+            if known_to_both and holding.lease and holding.lease.id not in listed:
+                self._lose(holding, Trigger.UNKNOWN, Result.RECLAIMED, "the server does not list the lease")
+        self._events.append(Resumed(tuple(leases)))
+
+    def _release_answered(self, question: Question, message: Message, now: float) -> None:
+        if message.result.fault is Fault.SERVER:
+            return  # the question stays open: the next repeat may find the server well
+        self._close(question)
+        for holding in question.about:
+            if holding.lease is not None and holding.state is State.RELEASING:
+                self._end(holding, Trigger.ACKNOWLEDGED)
+                self._events.append(Released(holding.lease.id))
+
+    def _granted(self, message: Message) -> LeaseInfo | None:
+        """The one lease of a grant; a message without it is dropped, and its question stays open."""
+        if len(message.leases) == 1 and message.leases[0].id:
+            return message.leases[0]
+        self.counters["no-lease-in-grant"] += 1
+        return None
+
+    def _is_over(self, info: LeaseInfo) -> bool:
+        return not info.lifetime or info.id in self._ended
+
+    # INVALIDATE
+
+    def _invalidated(self, message: Message) -> None:
+        self._acknowledge(message.transaction)
+        if message.transaction in self._obeyed:
+            return
+        _remember(self._obeyed, message.transaction)
+        reason = message.reason or "the server took the lease back"
+        for info in message.leases:
+            if info.id:
+                _remember(self._ended, info.id)
+            for holding in tuple(self._holdings.values()):
+                if holding.lease is None or not _names(info, holding.lease):
+                    continue
+                if holding.active:
+                    self._lose(holding, Trigger.INVALIDATED, message.result, reason)
+                else:
+                    self._end(holding, Trigger.INVALIDATED)
+                    self._events.append(Released(holding.lease.id))
+
+    def _acknowledge(self, transaction: int, result: Result = Result.SUCCESS, unknown: tuple[int, ...] = ()) -> None:
+        ack = Message(MessageType.ACK, transaction, result, host_id=self.host_id, unknown=unknown)
+        self._outbox.append(encode(ack))
+
+    # Holdings
+
+    def _hold(self, holding: Holding, info: LeaseInfo, asked_at: float, since: float) -> Lease:
+        """Note what the server granted. The lifetime counts from the question, to be on the safe side."""
+        lease = Lease(info.id, info.address, info.ports, info.protocol, info.purpose, asked_at + info.lifetime)
+        holding.lease = lease
+        holding.since = since
+        holding.question = None
+        holding.next_at = asked_at + info.lifetime / 2 * jitter(self._draw)
+        self._holdings[info.id] = holding
+        return lease
+
+    def _defer(self, holding: Holding, lease: Lease, message: Message, now: float) -> None:
+        """Ask again later, but several times before the lease expires."""
+        wait = min(message.retry_after or DEFER, DEFER, (lease.expires_at - now) / 4)
+        holding.next_at = now + max(1.0, wait)
+
+    def _lose(self, holding: Holding, trigger: Trigger, result: Result | None, reason: str) -> None:
+        if holding.lease is not None:
+            self._end(holding, trigger)
+            self._events.append(Lost(holding.lease, result, reason))
+
+    def _end(self, holding: Holding, trigger: Trigger) -> None:
+        holding.trigger(trigger)
+        holding.next_at = None
+        holding.question = None
+        if holding.lease is not None:
+            del self._holdings[holding.lease.id]
+            if trigger is not Trigger.EXPIRED:  # the server may have renewed it, and say so when asked
+                _remember(self._ended, holding.lease.id)
+
+    def _close(self, question: Question) -> None:
+        del self._questions[question.transaction]
+        for holding in question.about:
+            if holding.question is question:
+                holding.question = None
+
+
+def _info(lease: Lease) -> LeaseInfo:
+    """The lease in a question: the lifetime is left to the server."""
+    return LeaseInfo(lease.id, lease.address, lease.ports, lease.protocol, lease.purpose, 0)
+
+
+def _names(info: LeaseInfo, lease: Lease) -> bool:
+    """Whether a LEASE of an INVALIDATE means this lease: by identifier, or by ports if that is 0."""
+    if info.id:
+        return info.id == lease.id
+    same_ports = info.address == lease.address and info.ports.overlaps(lease.ports)
+    return same_ports and info.protocol.overlaps(lease.protocol)
+
+
+def _remember(memory: OrderedDict[int, None], key: int) -> None:
+    memory[key] = None
+    if len(memory) > REMEMBERED:
+        memory.popitem(last=False)
