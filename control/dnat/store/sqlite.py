@@ -1,0 +1,178 @@
+"""Leases in a SQLite file: for one machine.
+
+Each commit reaches the disk before it counts (WAL, ``synchronous=FULL``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from dnat.leases.records import Change, DropHold, DropLease, HoldRecord, LeaseRecord, PutHold, PutLease
+from dnat.store.base import State, StoreError, Watcher
+from dnat.types import PortRange, Protocol, Purpose
+
+SCHEMA_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS leases (
+    id BLOB PRIMARY KEY, address TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
+    protocol INTEGER NOT NULL, purpose INTEGER NOT NULL, host_id BLOB NOT NULL, host TEXT NOT NULL,
+    txid BLOB NOT NULL, granted_at REAL NOT NULL, expires_at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS holds (
+    address TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, protocol INTEGER NOT NULL,
+    host_id BLOB NOT NULL, until REAL NOT NULL, PRIMARY KEY (address, first, last, protocol)
+) WITHOUT ROWID;
+"""
+
+_LEASE_COLUMNS = "id, address, first, last, protocol, purpose, host_id, host, txid, granted_at, expires_at"
+
+
+class SqliteStore:
+    """A `dnat.store.base.Store` in one file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._watchers: list[Watcher] = []
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lease-store")
+        self._database: sqlite3.Connection | None = None
+
+    async def open(self, now: float) -> State:
+        """Open the file, create it when there is none. Raises StoreError, and leaves a damaged file as it is."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._open, now)
+
+    def watch(self, watcher: Watcher) -> None:
+        self._watchers.append(watcher)
+
+    async def transact(self, changes: Sequence[Change]) -> None:
+        """Make changes durable, then tell the watchers. One at a time. Raises StoreError."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._commit, changes)
+        for watcher in self._watchers:
+            watcher(changes)
+
+    async def close(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
+        self._thread.shutdown()
+
+    def _open(self, now: float) -> State:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._close()
+            self._database = database = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+            database.execute("PRAGMA journal_mode=WAL")
+            database.execute("PRAGMA synchronous=FULL")
+            (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
+            if verdict != "ok":
+                raise sqlite3.DatabaseError(verdict)
+            (version,) = database.execute("PRAGMA user_version").fetchone()
+            if version not in (0, SCHEMA_VERSION):
+                raise StoreError(
+                    f"the lease store {self.path} was written by another version of dnat (schema {version}, this one"
+                    f" reads {SCHEMA_VERSION}): run that version, or move the file away to start afresh"
+                )
+            database.executescript(_SCHEMA)
+            database.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            database.execute("INSERT OR IGNORE INTO meta VALUES ('epoch_start', ?)", (now,))
+            return self._read(database)
+        except sqlite3.OperationalError as error:
+            raise StoreError(f"the lease store {self.path} cannot be opened: {error}") from None
+        except (sqlite3.DatabaseError, ValueError) as error:
+            raise StoreError(
+                f"the lease store {self.path} is damaged ({error}). Nothing was changed. Restore it from a backup,"
+                f" or move it away (mv {self.path} {self.path}.damaged): hosts then register again what they hold"
+            ) from None
+        except OSError as error:
+            raise StoreError(f"the lease store {self.path} cannot be made: {error}") from None
+
+    @staticmethod
+    def _read(database: sqlite3.Connection) -> State:
+        records = tuple(map(_record, database.execute(f"SELECT {_LEASE_COLUMNS} FROM leases")))
+        holds = tuple(
+            HoldRecord(IPv4Address(address), PortRange(first, last), Protocol(protocol), host_id, until)
+            for address, first, last, protocol, host_id, until in database.execute(
+                "SELECT address, first, last, protocol, host_id, until FROM holds"
+            )
+        )
+        (epoch_start,) = database.execute("SELECT value FROM meta WHERE key = 'epoch_start'").fetchone()
+        return State(records, holds, epoch_start)
+
+    def _commit(self, changes: Sequence[Change]) -> None:
+        database = self._database
+        assert database is not None
+        try:
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                for change in changes:
+                    database.execute(*_statement(change))
+                database.execute("COMMIT")
+            except BaseException:
+                if database.in_transaction:
+                    database.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise StoreError(f"the lease store {self.path} cannot be written: {error}") from None
+
+    def _close(self) -> None:
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
+
+def _record(row: tuple[bytes, str, int, int, int, int, bytes, str, bytes, float, float]) -> LeaseRecord:
+    """One row of `_LEASE_COLUMNS`. Raises ValueError."""
+    id_, address, first, last, protocol, purpose, host_id, host, transaction, granted_at, expires_at = row
+    return LeaseRecord(
+        id=int.from_bytes(id_),
+        address=IPv4Address(address),
+        ports=PortRange(first, last),
+        protocol=Protocol(protocol),
+        purpose=Purpose(purpose),
+        host_id=host_id,
+        host=IPv4Address(host),
+        transaction=int.from_bytes(transaction),
+        granted_at=granted_at,
+        expires_at=expires_at,
+    )
+
+
+def _statement(change: Change) -> tuple[str, tuple[object, ...]]:
+    """The SQL that makes one change."""
+    match change:
+        case PutLease(record):
+            return "INSERT OR REPLACE INTO leases VALUES (?,?,?,?,?,?,?,?,?,?,?)", (
+                record.id.to_bytes(8),
+                str(record.address),
+                record.ports.first,
+                record.ports.last,
+                int(record.protocol),
+                int(record.purpose),
+                record.host_id,
+                str(record.host),
+                record.transaction.to_bytes(8),
+                record.granted_at,
+                record.expires_at,
+            )
+        case DropLease(id_):
+            return "DELETE FROM leases WHERE id = ?", (id_.to_bytes(8),)
+        case PutHold(hold):
+            return "INSERT OR REPLACE INTO holds VALUES (?,?,?,?,?,?)", (
+                str(hold.address),
+                hold.ports.first,
+                hold.ports.last,
+                int(hold.protocol),
+                hold.host_id,
+                hold.until,
+            )
+        case DropHold(address, ports, protocol):
+            return "DELETE FROM holds WHERE address = ? AND first = ? AND last = ? AND protocol = ?", (
+                str(address),
+                ports.first,
+                ports.last,
+                int(protocol),
+            )
