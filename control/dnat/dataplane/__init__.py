@@ -1,0 +1,1 @@
+"""The data plane's userspace half: compile and load (bcc), typed maps, attachment (pyroute2)."""

@@ -1,0 +1,344 @@
+"""The mirror of ``ebpf/include/dnat/abi.h``: numbers, structures and maps.
+
+``assertions`` turns all of it into C assertions that every compilation checks, so the two cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from dnat.dataplane.bpf import MapType
+from dnat.types import Protocol
+
+Role = Literal["host", "router"]
+
+ABI = 1
+CLASSES = 4
+TRANSLATED_CLASSES = 3
+COUNTERS = 64
+POOL_LIST_MAX = 4096
+POOL_LISTS = TRANSLATED_CLASSES * 2
+PORT_WORDS = 4096
+BINDINGS_MAX = 8192
+UDP_SECONDS = 300
+TCP_ESTABLISHED_SECONDS = 7440
+TCP_TRANSITORY_SECONDS = 240
+ICMP_SECONDS = 60
+EXTERNALS_MAX = 256
+ADDRESSES_MAX = 1024
+HOSTS_MAX = 8192
+OFFENCES_SIZE = 65536
+OFFENCES_PER_SECOND = 20
+FRAGMENTS_MAX = 1024
+FRAGMENT_SECONDS = 2
+
+_CONSTANTS = {"DNAT_ABI": ABI} | {
+    name: value
+    for name, value in globals().copy().items()
+    if name.isupper() and isinstance(value, int) and name != "ABI"
+}
+
+
+class PortClass(enum.IntEnum):
+    """Protocols that share one bit for each port."""
+
+    TCP = 0
+    UDP = 1
+    ICMP = 2
+    OTHER = 3
+
+
+CLASSES_OF = {
+    Protocol.ANY: tuple(PortClass),
+    Protocol.TCP: (PortClass.TCP,),
+    Protocol.UDP: (PortClass.UDP,),
+    Protocol.ICMP: (PortClass.ICMP,),
+}
+"""What a lease for a protocol covers."""
+
+PROTOCOL_OF = {PortClass.TCP: Protocol.TCP, PortClass.UDP: Protocol.UDP, PortClass.ICMP: Protocol.ICMP}
+
+
+class Counter(enum.IntEnum):
+    """Index into the map ``counters``; numbers and names are stable."""
+
+    DROP_MALFORMED = 1
+    DROP_POOL_EXHAUSTED = 2
+    DROP_TABLE_FULL = 3
+    DROP_NOT_TRANSLATABLE = 4
+    DROP_ERROR_UNBOUND = 5
+    DROP_REWRITE_FAILED = 6
+    DROP_FRAGMENT_UNKNOWN = 7
+    DROP_NO_OWNER = 8
+    DROP_NOT_OWNER = 9
+    DROP_TTL_EXPIRED = 10
+    HOST_OUT_NATIVE = 32
+    HOST_OUT_TRANSLATED = 33
+    HOST_OUT_FRAGMENT = 34
+    HOST_IN_NATIVE = 35
+    HOST_IN_TRANSLATED = 36
+    HOST_HAIRPIN = 37
+    HOST_LOCAL = 38
+    HOST_BINDING_CREATED = 39
+    HOST_BINDING_TAKEN_OVER = 40
+    ROUTER_IN = 48
+    ROUTER_OUT = 49
+    ROUTER_HAIRPIN = 50
+    ROUTER_TO_SELF = 51
+    ROUTER_FROM_SELF = 52
+    ROUTER_MAC_UNKNOWN = 53
+    ROUTER_OFFENCE_UNREPORTED = 54
+
+    @property
+    def label(self) -> str:
+        """Name in tables and JSON."""
+        return self.name.lower()
+
+
+_ONE_ROLE = {
+    "host": {
+        Counter.DROP_POOL_EXHAUSTED,
+        Counter.DROP_TABLE_FULL,
+        Counter.DROP_NOT_TRANSLATABLE,
+        Counter.DROP_ERROR_UNBOUND,
+        Counter.DROP_REWRITE_FAILED,
+    },
+    "router": {Counter.DROP_NO_OWNER, Counter.DROP_NOT_OWNER, Counter.DROP_TTL_EXPIRED},
+}
+
+
+def counters_of(role: Role) -> list[Counter]:
+    """The counters that programs of a role can raise, by number."""
+    other = "router" if role == "host" else "host"
+    return [
+        counter
+        for counter in Counter
+        if counter not in _ONE_ROLE[other] and not counter.name.startswith(f"{other.upper()}_")
+    ]
+
+
+class TcpState(enum.IntFlag):
+    """Summary of the TCP connections of one binding."""
+
+    ESTABLISHED = 1
+    FIN_SENT = 2
+    FIN_RECEIVED = 4
+    RESET = 8
+    SHARED = 16
+
+
+class AddressFlag(enum.IntFlag):
+    """What an address is to a router."""
+
+    EXTERNAL = 1
+    LOCAL = 2
+
+
+BigEndian4 = ctypes.c_uint8 * 4
+"""An IPv4 address in network order."""
+Mac = ctypes.c_uint8 * 6
+
+
+class HostConfig(ctypes.Structure):
+    _fields_ = (
+        ("external", BigEndian4),
+        ("router", BigEndian4),
+        ("lan_ifindex", ctypes.c_uint32),
+        ("pool_count", ctypes.c_uint32 * POOL_LISTS),
+    )
+
+
+class PortWord(ctypes.Structure):
+    _fields_ = (("native", ctypes.c_uint64), ("pool", ctypes.c_uint64))
+
+
+class PortKey(ctypes.Structure):
+    _fields_ = (("port", ctypes.c_uint16), ("port_class", ctypes.c_uint8), ("zero", ctypes.c_uint8))
+
+
+class Binding(ctypes.Structure):
+    _fields_ = (
+        ("created_ns", ctypes.c_uint64),
+        ("seen_ns", ctypes.c_uint64),
+        ("idle_seconds", ctypes.c_uint32),
+        ("port", ctypes.c_uint16),
+        ("state", ctypes.c_uint8),
+        ("zero", ctypes.c_uint8),
+    )
+
+
+class Inward(ctypes.Structure):
+    _fields_ = (("created_ns", ctypes.c_uint64), ("port", ctypes.c_uint16), ("zero", ctypes.c_uint8 * 6))
+
+
+class RouterConfig(ctypes.Structure):
+    _fields_ = (
+        ("lan_ifindex", ctypes.c_uint32),
+        ("wan_ifindex", ctypes.c_uint32),
+        ("lan_network", BigEndian4),
+        ("lan_mask", BigEndian4),
+    )
+
+
+class PortOwner(ctypes.Structure):
+    _fields_ = (("host", ctypes.c_uint16 * CLASSES),)
+
+
+class Address(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint32),)
+
+
+class Host(ctypes.Structure):
+    _fields_ = (
+        ("address", BigEndian4),
+        ("ifindex", ctypes.c_uint32),
+        ("mac", Mac),
+        ("zero", ctypes.c_uint8 * 2),
+    )
+
+
+class Offence(ctypes.Structure):
+    _fields_ = (
+        ("external", BigEndian4),
+        ("port", ctypes.c_uint16),
+        ("protocol", ctypes.c_uint8),
+        ("zero", ctypes.c_uint8),
+        ("mac", Mac),
+        ("zero2", ctypes.c_uint8 * 2),
+    )
+
+
+class OffenceBudget(ctypes.Structure):
+    _fields_ = (("second", ctypes.c_uint64), ("used", ctypes.c_uint32), ("zero", ctypes.c_uint32))
+
+
+class FragmentKey(ctypes.Structure):
+    _fields_ = (
+        ("source", BigEndian4),
+        ("destination", BigEndian4),
+        ("id", ctypes.c_uint8 * 2),
+        ("protocol", ctypes.c_uint8),
+        ("zero", ctypes.c_uint8),
+        ("mac", Mac),
+        ("zero2", ctypes.c_uint8 * 2),
+    )
+
+
+class Fragment(ctypes.Structure):
+    _fields_ = (
+        ("expires_ns", ctypes.c_uint64),
+        ("seen", ctypes.c_uint32),
+        ("total", ctypes.c_uint32),
+        ("target", ctypes.c_uint32),
+        ("zero", ctypes.c_uint32),
+    )
+
+
+_STRUCTURES: dict[str, type[ctypes.Structure]] = {
+    "host_config": HostConfig,
+    "port_word": PortWord,
+    "port_key": PortKey,
+    "binding": Binding,
+    "inward": Inward,
+    "router_config": RouterConfig,
+    "owner": PortOwner,
+    "address": Address,
+    "host": Host,
+    "offence": Offence,
+    "offence_budget": OffenceBudget,
+    "fragment_key": FragmentKey,
+    "fragment": Fragment,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class MapSpec:
+    """Shape of one map; what it is for stands beside its ``MAP`` in the C headers."""
+
+    kind: MapType
+    key_size: int
+    """Octets."""
+    value_size: int
+    """Octets."""
+    entries: int
+
+
+def _map(kind: MapType, key: type[ctypes._CData] | int, value: type[ctypes._CData] | int, entries: int) -> MapSpec:
+    key_size, value_size = (size if isinstance(size, int) else ctypes.sizeof(size) for size in (key, value))
+    return MapSpec(kind, key_size, value_size, entries)
+
+
+INNER_OWNERS = _map(MapType.ARRAY, 4, PortOwner, 65536)
+"""What the map ``owners`` holds for each external address."""
+
+PACKET_SIZE = 36
+"""Octets of ``struct packet``, which user space never reads."""
+
+_SHARED = {
+    "counters": _map(MapType.PERCPU_ARRAY, 4, 8, COUNTERS),
+    "fragments": _map(MapType.LRU_HASH, FragmentKey, Fragment, FRAGMENTS_MAX),
+}
+
+MAPS: dict[Role, dict[str, MapSpec]] = {
+    "host": _SHARED
+    | {
+        "config": _map(MapType.ARRAY, 4, HostConfig, 1),
+        "ports": _map(MapType.ARRAY, 4, PortWord, PORT_WORDS),
+        "pool": _map(MapType.ARRAY, 4, 4, POOL_LISTS * POOL_LIST_MAX),
+        "bindings_out": _map(MapType.HASH, PortKey, Binding, BINDINGS_MAX),
+        "scratch": _map(MapType.PERCPU_ARRAY, 4, PACKET_SIZE, 1),
+        "bindings_in": _map(MapType.HASH, PortKey, Inward, BINDINGS_MAX),
+    },
+    "router": _SHARED
+    | {
+        "config": _map(MapType.ARRAY, 4, RouterConfig, 1),
+        "addresses": _map(MapType.HASH, 4, Address, ADDRESSES_MAX),
+        "owners": _map(MapType.HASH_OF_MAPS, 4, 4, EXTERNALS_MAX),
+        "hosts": _map(MapType.ARRAY, 4, Host, HOSTS_MAX),
+        "offences": _map(MapType.RINGBUF, 0, 0, OFFENCES_SIZE),
+        "offence_budget": _map(MapType.ARRAY, 4, OffenceBudget, 1),
+    },
+}
+
+PROGRAMS: dict[Role, tuple[str, ...]] = {
+    "host": ("host_out", "host_in", "host_loop"),
+    "router": ("router_wan", "router_lan", "router_loop"),
+}
+
+
+def map_definitions(role: Role, descriptors: dict[str, int]) -> list[str]:
+    """Compiler options that tell ``map.h`` which map is which, and what this module thinks of its shape."""
+    return [
+        f"-DMAP_{field}_{name}={value}"
+        for name, spec in MAPS[role].items()
+        for field, value in (
+            ("FD", descriptors[name]),
+            ("TYPE", int(spec.kind)),
+            ("KEY", spec.key_size),
+            ("VALUE", spec.value_size),
+            ("ENTRIES", spec.entries),
+        )
+    ]
+
+
+def assertions() -> str:
+    """C that does not compile unless ``abi.h`` and this module agree."""
+    return "\n".join(
+        f'_Static_assert({condition}, "dnat/dataplane/abi.py differs: {condition}");' for condition in _conditions()
+    )
+
+
+def _conditions() -> Iterator[str]:
+    # PORT_WORDS belongs to one role's header; the shape of its map is asserted there.
+    yield from (f"{name} == {value}" for name, value in _CONSTANTS.items() if name != "PORT_WORDS")
+    for prefix, members in (("CLASS", PortClass), ("TCP", TcpState), ("ADDRESS", AddressFlag)):
+        yield from (f"{prefix}_{member.name} == {member.value}" for member in members)
+    yield from (f"{counter.name} == {counter.value}" for counter in Counter)
+    for name, structure in _STRUCTURES.items():
+        yield f"sizeof(struct {name}) == {ctypes.sizeof(structure)}"
+        for field in structure._fields_:
+            yield f"__builtin_offsetof(struct {name}, {field[0]}) == {getattr(structure, field[0]).offset}"

@@ -1,0 +1,179 @@
+"""Programs on interfaces: clsact and direct-action filters of our own priority and handle, beside whatever
+else is there.
+
+Works in the network namespace that the caller is in. An interface without our filters is exactly as it was
+before the first one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from dnat.dataplane.bpf import object_get
+from dnat.errors import PlatformError, UsageError
+
+Direction = Literal["ingress", "egress"]
+
+PRIORITY = 210
+"""Before the filters that ``tc`` numbers by itself (from 49152 down)."""
+HANDLE = 0xD4A7
+_PARENT = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
+_CLSACT = 0xFFFF0000
+_ETH_P_IP = 0x0800
+_ETHERNET = 1
+_LOOPBACK = 772
+_GONE = (errno.ENOENT, errno.ENODEV, errno.EINVAL)
+"""What the kernel answers to the removal of something that is not there; EINVAL when clsact itself is
+missing.
+"""
+
+
+def attach(ifname: str, direction: Direction, program_pin: Path, name: str) -> bool:
+    """Put a pinned program on an interface, in place of our former one if there is one, without a packet in
+    between.
+
+    ``name`` is what ``tc filter show`` calls it. Returns whether clsact had to be added: keep that for
+    ``detach``. Raises UsageError: no such interface; PlatformError: not Ethernet, no such pin, or the
+    kernel refuses.
+    """
+    with IPRoute() as netlink:
+        index = _index(netlink, ifname)
+        _check_link(netlink, index, ifname)
+        fd = _open(program_pin)
+        added = False
+        try:
+            with _refusals(f"cannot attach {name} to {ifname}"):
+                if not _has_clsact(netlink, index):
+                    netlink.tc("add", "clsact", index)
+                    added = True
+                netlink.tc(
+                    "replace-filter",
+                    "bpf",
+                    index,
+                    HANDLE,
+                    fd=fd,
+                    name=name,
+                    parent=_PARENT[direction],
+                    prio=PRIORITY,
+                    protocol=_ETH_P_IP,
+                    direct_action=True,
+                )
+        except PlatformError:
+            if added:
+                netlink.tc("del", "clsact", index)
+            raise
+        finally:
+            os.close(fd)
+        return added
+
+
+def detach(ifname: str, direction: Direction, *, clsact_added: bool) -> None:
+    """Take our program off an interface. Does nothing when it, or the interface, is not there.
+
+    With ``clsact_added`` clsact goes too, unless a filter is left on it; so detach in the reverse order of
+    attaching.
+    """
+    with IPRoute() as netlink:
+        try:
+            index = _index(netlink, ifname)
+        except UsageError:
+            return
+        try:
+            if _ours(netlink, index, direction) is not None:
+                netlink.tc(
+                    "del-filter",
+                    "bpf",
+                    index,
+                    HANDLE,
+                    parent=_PARENT[direction],
+                    prio=PRIORITY,
+                    protocol=_ETH_P_IP,
+                )
+            if clsact_added and _has_clsact(netlink, index) and not _any_filter(netlink, index):
+                netlink.tc("del", "clsact", index)
+        except NetlinkError as error:
+            if error.code not in _GONE:
+                raise PlatformError(f"cannot detach from {ifname}: {os.strerror(error.code)}") from error
+
+
+def attached(ifname: str, direction: Direction) -> str | None:
+    """The name that our filter on an interface was attached with, or None. Raises UsageError: no such
+    interface.
+    """
+    with IPRoute() as netlink:
+        return _ours(netlink, _index(netlink, ifname), direction)
+
+
+def has_clsact(ifname: str) -> bool:
+    """Whether an interface has clsact, whoever put it there. Raises UsageError: no such interface."""
+    with IPRoute() as netlink:
+        return _has_clsact(netlink, _index(netlink, ifname))
+
+
+def _index(netlink: Any, ifname: str) -> int:
+    found = netlink.link_lookup(ifname=ifname)
+    if found:
+        return int(found[0])
+    names = ", ".join(sorted(link.get("ifname") for link in netlink.get_links()))
+    raise UsageError(f"no interface called {ifname}; there are: {names}")
+
+
+def _check_link(netlink: Any, index: int, ifname: str) -> None:
+    (link,) = netlink.get_links(index)
+    if link["ifi_type"] not in (_ETHERNET, _LOOPBACK):
+        raise PlatformError(f"{ifname} is not an Ethernet interface; the data plane needs one")
+
+
+def _has_clsact(netlink: Any, index: int) -> bool:
+    return any(
+        qdisc["index"] == index and qdisc.get_attr("TCA_KIND") == "clsact" for qdisc in netlink.get_qdiscs(index)
+    )
+
+
+def _filters(netlink: Any, index: int, direction: Direction) -> Iterator[Any]:
+    try:
+        for found in netlink.get_filters(index=index, parent=_PARENT[direction]):
+            # The dump also names each chain's classifier instance, with handle 0.
+            if found["index"] == index and found["handle"]:
+                yield found
+    except NetlinkError as error:
+        if error.code not in _GONE:
+            raise
+
+
+def _any_filter(netlink: Any, index: int) -> bool:
+    return any(True for direction in ("ingress", "egress") for _ in _filters(netlink, index, direction))
+
+
+def _ours(netlink: Any, index: int, direction: Direction) -> str | None:
+    for found in _filters(netlink, index, direction):
+        if found["handle"] == HANDLE and found["info"] >> 16 == PRIORITY and found.get_attr("TCA_KIND") == "bpf":
+            return str(found.get_attr("TCA_OPTIONS").get_attr("TCA_BPF_NAME"))
+    return None
+
+
+def _open(program_pin: Path) -> int:
+    try:
+        return object_get(program_pin)
+    except FileNotFoundError as error:
+        raise PlatformError(f"no program is pinned at {program_pin}: load it first") from error
+
+
+@contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    try:
+        yield
+    except NetlinkError as error:
+        if error.code == errno.EPERM:
+            raise PlatformError(f"{what}: dnat needs root") from error
+        if error.code in (errno.ENOENT, errno.EOPNOTSUPP):
+            raise PlatformError(f"{what}: this kernel lacks clsact or BPF filters (NET_CLS_BPF)") from error
+        raise PlatformError(f"{what}: {os.strerror(error.code)}") from error

@@ -1,0 +1,64 @@
+"""Compile one role's programs, load them and pin them: ``python -m dnat.dataplane.compile``.
+
+Run as a process of its own, because LLVM costs about 120 MB that the daemon shall not keep. The only module
+that imports bcc.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from dnat.dataplane import abi
+from dnat.dataplane.bpf import object_get, object_pin
+from dnat.dataplane.shim import make_shim
+from dnat.dataplane.sources import SOURCES
+from dnat.errors import PlatformError
+
+WARNINGS = ("-Wall", "-Werror")
+
+
+def compile_role(role: abi.Role, maps: Path, programs: Path, extra: str = "") -> None:
+    """Load the programs of ``role`` on the maps pinned in ``maps``, and pin them in ``programs``.
+
+    ``extra`` is C appended to the source. What clang and the verifier say goes to standard error. Raises
+    PlatformError.
+    """
+    with tempfile.TemporaryDirectory(prefix="dnat-headers-") as headers:
+        os.environ["BCC_KERNEL_SOURCE"] = str(make_shim(Path(headers)))
+        try:
+            from bcc import BPF
+        except ImportError as error:
+            raise PlatformError(f"bcc cannot be imported ({error}): install the package python3-bpfcc") from error
+        descriptors = {name: object_get(maps / name) for name in abi.MAPS[role]}
+        options = [*WARNINGS, f"-I{SOURCES / 'include'}", *abi.map_definitions(role, descriptors)]
+        text = "\n".join(((SOURCES / f"{role}.c").read_text(), abi.assertions(), extra, ""))
+        try:
+            module = BPF(text=text.encode(), cflags=options)
+            for name in abi.PROGRAMS[role]:
+                object_pin(module.load_func(name.encode(), BPF.SCHED_CLS).fd, programs / name)
+        # bcc raises bare Exceptions.
+        except Exception as error:
+            raise PlatformError(f"the {role} programs do not load: {error}") from error
+
+
+def main() -> int:
+    """Command line of the subprocess that the loader starts."""
+    parser = argparse.ArgumentParser(prog="python -m dnat.dataplane.compile")
+    parser.add_argument("--role", choices=list(abi.PROGRAMS), required=True)
+    parser.add_argument("--maps", type=Path, required=True, help="directory with the pinned maps")
+    parser.add_argument("--programs", type=Path, required=True, help="directory to pin the programs in")
+    arguments = parser.parse_args()
+    try:
+        compile_role(arguments.role, arguments.maps, arguments.programs)
+    except PlatformError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""What the kernel knows about addresses: the router's own, and the link addresses of LAN hosts."""
+
+from __future__ import annotations
+
+import socket
+from ipaddress import IPv4Address, IPv4Interface
+
+from pyroute2 import IPRoute
+
+_NO_ADDRESS = 0x20 | 0x01
+"""NUD_FAILED and NUD_INCOMPLETE, linux/neighbour.h."""
+
+
+def local_addresses() -> list[tuple[int, IPv4Interface]]:
+    """Interface index and address with prefix, for every IPv4 address of this network namespace."""
+    with IPRoute() as netlink:
+        return [
+            (message["index"], IPv4Interface(f"{message.get_attr('IFA_LOCAL')}/{message['prefixlen']}"))
+            for message in netlink.get_addr(family=socket.AF_INET)
+        ]
+
+
+def link_addresses(ifindex: int) -> dict[IPv4Address, bytes]:
+    """Link addresses (six octets) of the neighbours on an interface, as far as they are resolved."""
+    with IPRoute() as netlink:
+        table = {}
+        for message in netlink.get_neighbours(family=socket.AF_INET, ifindex=ifindex):
+            mac = message.get_attr("NDA_LLADDR")
+            if message["ifindex"] == ifindex and mac and not message["state"] & _NO_ADDRESS:
+                table[IPv4Address(message.get_attr("NDA_DST"))] = bytes.fromhex(mac.replace(":", ""))
+        return table

@@ -1,0 +1,318 @@
+"""The router's half of the data plane: who owns which port, what the hosts' link addresses are, who breaks
+the rules.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Self
+
+from dnat.dataplane import abi, neighbours
+from dnat.dataplane.bpf import Map, object_get
+from dnat.dataplane.loader import create_inner_owners, maps_directory
+from dnat.dataplane.maps import ZERO, Plane, index_key, octets
+from dnat.dataplane.ring import RingBuffer
+from dnat.errors import PlatformError, UsageError
+from dnat.types import Owner, PortRange, Protocol
+
+_NOBODY = abi.PortOwner()
+_LEASED_CLASSES = (abi.PortClass.TCP, abi.PortClass.UDP, abi.PortClass.ICMP)
+
+
+@dataclass(frozen=True, slots=True)
+class Offence:
+    """A packet that was dropped because its sender does not hold its source port."""
+
+    address: IPv4Address
+    """External address it was sent from."""
+    port: int
+    """Its source port; 0 for a packet without one."""
+    protocol: int
+    """IANA number."""
+    mac: str
+    """Link address of the sender, ``aa:bb:cc:dd:ee:ff``."""
+    host: IPv4Address | None
+    """LAN address of the sender, if the neighbour table has it."""
+
+
+class RouterPlane(Plane):
+    """The router programs' maps. Open it after ``ensure_loaded("router", pins)``; one writer at a time."""
+
+    role = "router"
+
+    def __init__(self, maps: dict[str, Map], offences: RingBuffer) -> None:
+        super().__init__(maps)
+        self._offences = offences
+        self._hosts: dict[IPv4Address, int] = {}
+        for key, value in self._maps["hosts"].items():
+            host = abi.Host.from_buffer_copy(value)
+            if any(host.address):
+                self._hosts[IPv4Address(bytes(host.address))] = struct.unpack("=I", key)[0]
+        self._last_index = max(self._hosts.values(), default=0)
+        self._held = self._count_held()
+
+    @classmethod
+    def open(cls, pins: Path) -> Self:
+        """Raises PlatformError when nothing is loaded there."""
+        maps = cls._open_maps(pins)
+        ring = RingBuffer(object_get(maps_directory(pins) / "offences"), abi.OFFENCES_SIZE)
+        return cls(maps, ring)
+
+    def close(self) -> None:
+        self._offences.close()
+        super().close()
+
+    def configure(self, lan_ifindex: int, wan_ifindex: int, externals: Mapping[IPv4Address, bool]) -> None:
+        """Set the interfaces and the external addresses; True says that an address is also the router's own.
+
+        Reads the router's addresses and the LAN's prefix from the kernel: call it again when they change.
+        Owners of addresses that stay are kept. Raises UsageError (too many addresses), PlatformError (a LAN
+        interface without an IPv4 address).
+        """
+        local = neighbours.local_addresses()
+        lan = next((interface.network for index, interface in local if index == lan_ifindex), None)
+        if lan is None:
+            raise PlatformError(f"the LAN interface (index {lan_ifindex}) has no IPv4 address")
+        addresses = {interface.ip for _, interface in local}
+        self.set_network(lan_ifindex, wan_ifindex, externals, lan=lan, local=addresses)
+
+    def set_network(
+        self,
+        lan_ifindex: int,
+        wan_ifindex: int,
+        externals: Mapping[IPv4Address, bool],
+        *,
+        lan: IPv4Network,
+        local: Iterable[IPv4Address],
+    ) -> None:
+        """As ``configure``, with the LAN's prefix and the router's own addresses given."""
+        if len(externals) > abi.EXTERNALS_MAX:
+            raise UsageError(f"{len(externals)} external addresses; a router serves at most {abi.EXTERNALS_MAX}")
+        flags = dict.fromkeys(local, abi.AddressFlag.LOCAL)
+        for external, own in externals.items():
+            flags[external] = abi.AddressFlag.EXTERNAL | (abi.AddressFlag.LOCAL if own else 0)
+        self._set_addresses(flags)
+        self._set_externals(set(externals))
+        self._maps["config"].put(ZERO, bytes(_config(lan_ifindex, wan_ifindex, lan)))
+        for index in self._hosts.values():
+            host = self._host(index)
+            host.ifindex = lan_ifindex
+            self._maps["hosts"].put(index_key(index), bytes(host))
+
+    def externals(self) -> list[IPv4Address]:
+        """The external addresses configured."""
+        return sorted(IPv4Address(key) for key in self._maps["owners"].keys())  # noqa: SIM118
+
+    def set_owners(self, owners: Iterable[Owner]) -> None:
+        """Make these the only owners, without touching the ports whose owner stays the same.
+
+        Raises UsageError: an address that is not configured, or more hosts than HOSTS_MAX.
+        """
+        wanted: dict[IPv4Address, bytearray] = {
+            external: bytearray(len(bytes(_NOBODY)) * 65536) for external in self.externals()
+        }
+        for owner in owners:
+            if owner.address not in wanted:
+                raise UsageError(f"{owner.address} is not an external address of this router")
+            index = self._index_of(owner.host)
+            for port in range(owner.ports.first, owner.ports.last + 1):
+                for port_class in abi.CLASSES_OF[owner.protocol]:
+                    struct.pack_into("=H", wanted[owner.address], port * 8 + port_class * 2, index)
+        for external, table in wanted.items():
+            with _inner(self._maps["owners"], external) as ports:
+                present = array("Q", ports.dump()[1])
+                following = array("Q", bytes(table))
+                ports.put_many(
+                    {
+                        index_key(port): struct.pack("=Q", following[port])
+                        for port in range(65536)
+                        if present[port] != following[port]
+                    }
+                )
+        self._held = self._count_held()
+        self._forget_hosts()
+
+    def apply(self, add: Iterable[Owner] = (), remove: Iterable[Owner] = ()) -> None:
+        """Change some owners. Ports to remove that somebody else owns by now are left alone. Raises as
+        ``set_owners``.
+        """
+        for owner in remove:
+            index = self._hosts.get(owner.host)
+            if index is not None:
+                self._write(owner, expected=index, index=0)
+        for owner in add:
+            self._write(owner, expected=None, index=self._index_of(owner.host))
+        self._forget_hosts()
+
+    def owners(self) -> list[Owner]:
+        """Who owns what, as the programs see it; consecutive ports of one owner are one entry."""
+        hosts = {index: host for host, index in self._hosts.items()}
+        found = []
+        for external in self.externals():
+            with _inner(self._maps["owners"], external) as ports:
+                entries = ports.dump()[1]
+            for block, protocol, index in _runs(entries):
+                if index in hosts:
+                    found.append(Owner(external, block, protocol, hosts[index]))
+        return found
+
+    def learn_macs(self) -> int:
+        """Copy link addresses of owners from the neighbour table; returns how many owners have one now.
+
+        Until an owner's is known, its packets are taken on trust. Call it after changes of owners, and every
+        few seconds.
+        """
+        return self.set_macs(neighbours.link_addresses(self._config().lan_ifindex))
+
+    def set_macs(self, macs: Mapping[IPv4Address, bytes]) -> int:
+        """As ``learn_macs``, with the link addresses (six octets) given. Owners not named keep theirs."""
+        known = 0
+        for address, index in self._hosts.items():
+            host = self._host(index)
+            mac = macs.get(address)
+            if mac is not None and mac != bytes(host.mac):
+                host.mac = abi.Mac(*mac)
+                self._maps["hosts"].put(index_key(index), bytes(host))
+            known += any(host.mac)
+        return known
+
+    def fileno(self) -> int:
+        """Readable when there are offences to drain."""
+        return self._offences.fileno()
+
+    def drain_offences(self) -> list[Offence]:
+        """Offences since the last call, oldest first; at most OFFENCES_PER_SECOND are reported each
+        second.
+        """
+        records = [abi.Offence.from_buffer_copy(record) for record in self._offences.records()]
+        if not records:
+            return []
+        table = neighbours.link_addresses(self._config().lan_ifindex)
+        hosts = {mac: address for address, mac in table.items()}
+        return [
+            Offence(
+                address=IPv4Address(bytes(record.external)),
+                port=record.port,
+                protocol=record.protocol,
+                mac=bytes(record.mac).hex(":"),
+                host=hosts.get(bytes(record.mac)),
+            )
+            for record in records
+        ]
+
+    def _config(self) -> abi.RouterConfig:
+        return abi.RouterConfig.from_buffer_copy(self._maps["config"].get(ZERO) or b"")
+
+    def _host(self, index: int) -> abi.Host:
+        return abi.Host.from_buffer_copy(self._maps["hosts"].get(index_key(index)) or b"")
+
+    def _set_addresses(self, flags: Mapping[IPv4Address, abi.AddressFlag]) -> None:
+        addresses = self._maps["addresses"]
+        for key, _ in addresses.items():
+            if IPv4Address(key) not in flags:
+                addresses.delete(key)
+        addresses.put_many({address.packed: bytes(abi.Address(flag)) for address, flag in flags.items()})
+
+    def _set_externals(self, externals: set[IPv4Address]) -> None:
+        present = set(self.externals())
+        for gone in present - externals:
+            self._maps["owners"].delete(gone.packed)
+        for new in externals - present:
+            fd = create_inner_owners()
+            try:
+                self._maps["owners"].put(new.packed, struct.pack("=I", fd))
+            finally:
+                os.close(fd)
+
+    def _write(self, owner: Owner, *, expected: int | None, index: int) -> None:
+        with _inner(self._maps["owners"], owner.address) as ports:
+            entries = {}
+            for port in range(owner.ports.first, owner.ports.last + 1):
+                entry = abi.PortOwner.from_buffer_copy(ports.get(index_key(port)) or bytes(_NOBODY))
+                for port_class in abi.CLASSES_OF[owner.protocol]:
+                    former = entry.host[port_class]
+                    if expected is None or former == expected:
+                        entry.host[port_class] = index
+                        self._held[former] -= 1
+                        self._held[index] += 1
+                entries[index_key(port)] = bytes(entry)
+            ports.put_many(entries)
+
+    def _index_of(self, host: IPv4Address) -> int:
+        """The host's index, a free one if it has none. A freed one comes last, for fragments may still
+        refer to it.
+        """
+        if host in self._hosts:
+            return self._hosts[host]
+        taken = set(self._hosts.values())
+        for step in range(1, abi.HOSTS_MAX):
+            index = (self._last_index + step - 1) % (abi.HOSTS_MAX - 1) + 1
+            if index not in taken:
+                break
+        else:
+            raise UsageError(f"a router serves at most {abi.HOSTS_MAX - 1} hosts")
+        entry = abi.Host(address=octets(host), ifindex=self._config().lan_ifindex)
+        self._maps["hosts"].put(index_key(index), bytes(entry))
+        self._hosts[host] = index
+        self._last_index = index
+        return index
+
+    def _forget_hosts(self) -> None:
+        for host in [host for host, index in self._hosts.items() if not self._held[index]]:
+            self._maps["hosts"].put(index_key(self._hosts.pop(host)), bytes(abi.Host()))
+
+    def _count_held(self) -> Counter[int]:
+        """Entries of the owner maps by index of the host: who has none left can be forgotten."""
+        held: Counter[int] = Counter()
+        for external in self.externals():
+            with _inner(self._maps["owners"], external) as ports:
+                held.update(array("H", ports.dump()[1]))
+        return held
+
+
+class _inner:
+    """The map of one external address's owners, open for a while."""
+
+    def __init__(self, owners: Map, external: IPv4Address) -> None:
+        self._owners = owners
+        self._external = external
+
+    def __enter__(self) -> Map:
+        value = self._owners.get(self._external.packed)
+        if value is None:
+            raise UsageError(f"{self._external} is not an external address of this router")
+        self._map = Map.by_id(struct.unpack("=I", value)[0])
+        return self._map
+
+    def __exit__(self, *_: object) -> None:
+        self._map.close()
+
+
+def _config(lan_ifindex: int, wan_ifindex: int, network: IPv4Network) -> abi.RouterConfig:
+    return abi.RouterConfig(lan_ifindex, wan_ifindex, octets(network.network_address), octets(network.netmask))
+
+
+def _runs(entries: bytes) -> Iterator[tuple[PortRange, Protocol, int]]:
+    """Consecutive ports with the same owners, by port; ``entries`` holds 65,536 ``struct owner``."""
+    words = array("Q", entries)
+    first = 1
+    for port in range(2, 65537):
+        if port < 65536 and words[port] == words[first]:
+            continue
+        if words[first]:
+            block = PortRange(first, port - 1)
+            owner = abi.PortOwner.from_buffer_copy(entries[first * 8 : first * 8 + 8])
+            if len(set(owner.host)) == 1:
+                yield block, Protocol.ANY, owner.host[0]
+            else:
+                for port_class in _LEASED_CLASSES:
+                    if owner.host[port_class]:
+                        yield block, abi.PROTOCOL_OF[port_class], owner.host[port_class]
+        first = port

@@ -1,0 +1,203 @@
+/* What the programs and user space agree on: counters, limits, and the keys and values of the maps.
+ *
+ * dnat/dataplane/abi.py mirrors this file. Every compilation asserts that numbers, sizes and offsets are the
+ * same. Raise DNAT_ABI when the shape or the meaning of a map changes: programs with another number get fresh
+ * maps.
+ */
+#pragma once
+
+#include <linux/types.h>
+
+#define DNAT_ABI 1
+
+/* Who may use a port is kept for each class of protocols; a lease for "any" covers them all. */
+enum port_class {
+	CLASS_TCP = 0,
+	CLASS_UDP = 1,   /* and UDP-Lite */
+	CLASS_ICMP = 2,  /* identifiers of ICMP queries */
+	CLASS_OTHER = 3, /* ports of DCCP and SCTP: never translated */
+};
+#define CLASSES 4
+#define TRANSLATED_CLASSES 3
+
+/* Index into the map `counters`, and a name in `dnatctl show counters`. Numbers never change; those of
+ * retired counters stay unused. Drops come first, then what went well. */
+enum counter {
+	DROP_MALFORMED = 1,        /* headers cut short, or a first fragment too small to hold its ports */
+	DROP_POOL_EXHAUSTED = 2,   /* host: no port to translate to */
+	DROP_TABLE_FULL = 3,       /* host: no room for another binding */
+	DROP_NOT_TRANSLATABLE = 4, /* host: not our port, and a protocol whose ports cannot be rewritten */
+	DROP_ERROR_UNBOUND = 5,    /* host: an ICMP error about a port that is not ours */
+	DROP_REWRITE_FAILED = 6,   /* host: the kernel refused to write into the packet */
+	DROP_FRAGMENT_UNKNOWN = 7, /* a later fragment whose first one has not been seen */
+	DROP_NO_OWNER = 8,         /* router: nobody holds the destination port */
+	DROP_NOT_OWNER = 9,        /* router: the sender does not hold the source port */
+	DROP_TTL_EXPIRED = 10,     /* router */
+
+	HOST_OUT_NATIVE = 32, /* sent from a port of our own, untouched */
+	HOST_OUT_TRANSLATED = 33,
+	HOST_OUT_FRAGMENT = 34, /* later fragments sent */
+	HOST_IN_NATIVE = 35,    /* received, untouched */
+	HOST_IN_TRANSLATED = 36,
+	HOST_HAIRPIN = 37, /* to another host behind our address, by way of the router */
+	HOST_LOCAL = 38,   /* from us to us */
+	HOST_BINDING_CREATED = 39,
+	HOST_BINDING_TAKEN_OVER = 40, /* the port of an expired binding was given to another */
+
+	ROUTER_IN = 48,                 /* from the WAN to the owner */
+	ROUTER_OUT = 49,                /* from its owner out of the WAN */
+	ROUTER_HAIRPIN = 50,            /* from the LAN to the owner */
+	ROUTER_TO_SELF = 51,            /* to the router's own stack */
+	ROUTER_FROM_SELF = 52,          /* from the router's own stack to the owner */
+	ROUTER_MAC_UNKNOWN = 53,        /* sender taken on trust: its link address is not known yet */
+	ROUTER_OFFENCE_UNREPORTED = 54, /* DROP_NOT_OWNER without an event: budget used up or nobody reads */
+};
+#define COUNTERS 64
+
+/* Host. */
+
+/* Ports of one class and parity that translations may draw from. 4,096 even and 4,096 odd ones are far more
+ * than the 2,048 ports a server grants one host by default, and cost 200 kB. */
+#define POOL_LIST_MAX 4096
+#define POOL_LISTS (TRANSLATED_CLASSES * 2)
+
+/* Bindings at one time, all classes. A table of 8,192 costs about 1.5 MB for both directions. */
+#define BINDINGS_MAX 8192
+
+/* Seconds without an outbound packet until a binding may go. */
+#define UDP_SECONDS 300              /* RFC 4787, REQ-5: recommended */
+#define TCP_ESTABLISHED_SECONDS 7440 /* RFC 5382, REQ-5: at least 2 h 4 min */
+#define TCP_TRANSITORY_SECONDS \
+	240             /* RFC 5382, REQ-5: at least 4 min; RFC 7857, section 2.2: also after RST */
+#define ICMP_SECONDS 60 /* RFC 5508, REQ-2: at least 60 s */
+
+struct host_config {
+	__be32 external; /* 0: not configured, everything passes */
+	__be32 router;   /* its LAN address */
+	__u32 lan_ifindex;
+	__u32 pool_count[POOL_LISTS]; /* used entries of `pool`, by class * 2 + parity */
+};
+
+/* Sixteen consecutive ports; bit (port % 16) * 4 + class. */
+struct port_word {
+	__u64 native; /* ours, used as they are */
+	__u64 pool;   /* ours, for translations */
+};
+
+struct port_key {
+	__u16 port;
+	__u8 port_class;
+	__u8 zero;
+};
+
+enum tcp_state {
+	TCP_ESTABLISHED = 1, /* we sent something beyond a SYN */
+	TCP_FIN_SENT = 2,
+	TCP_FIN_RECEIVED = 4,
+	TCP_RESET = 8,   /* and nothing sent since */
+	TCP_SHARED = 16, /* several connections: one that ends does not end the binding */
+};
+
+/* Value of `bindings_out`; the key holds the local port. */
+struct binding {
+	__u64 created_ns;   /* CLOCK_MONOTONIC */
+	__u64 seen_ns;      /* of the last outbound packet; inbound ones refresh nothing (RFC 4787, REQ-6) */
+	__u32 idle_seconds; /* after seen_ns, until it may go */
+	__u16 port;         /* locally unique */
+	__u8 state;         /* enum tcp_state */
+	__u8 zero;
+};
+
+/* Value of `bindings_in`; the key holds the locally unique port. */
+struct inward {
+	__u64 created_ns;
+	__u16 port; /* local */
+	__u8 zero[6];
+};
+
+/* Router. */
+
+/* External addresses that one router serves; each costs 512 kB. */
+#define EXTERNALS_MAX 256
+
+/* External addresses and the router's own addresses. */
+#define ADDRESSES_MAX 1024
+
+/* LAN hosts that own ports; index 0 stands for nobody. */
+#define HOSTS_MAX 8192
+
+/* Bytes for offences that user space has not read yet: about 2,000. A power of two pages. */
+#define OFFENCES_SIZE 65536
+
+/* Offences reported in one second: enough to tell who, too few to be a load. */
+#define OFFENCES_PER_SECOND 20
+
+struct router_config {
+	__u32 lan_ifindex; /* 0: not configured, everything passes */
+	__u32 wan_ifindex;
+	__be32 lan_network;
+	__be32 lan_mask;
+};
+
+/* Who owns one port of one external address: an index into `hosts` for each class, 0 for nobody. */
+struct owner {
+	__u16 host[CLASSES];
+};
+
+enum address_flag {
+	ADDRESS_EXTERNAL = 1, /* shared by hosts */
+	ADDRESS_LOCAL = 2,    /* the router's own */
+};
+
+struct address {
+	__u32 flags; /* enum address_flag */
+};
+
+struct host {
+	__be32 address; /* on the LAN */
+	__u32 ifindex;  /* LAN interface */
+	__u8 mac[6];    /* all zero: not known yet */
+	__u8 zero[2];
+};
+
+struct offence {
+	__be32 external;
+	__u16 port;
+	__u8 protocol; /* of the IP header */
+	__u8 zero;
+	__u8 mac[6]; /* of the sender */
+	__u8 zero2[2];
+};
+
+struct offence_budget {
+	__u64 second;
+	__u32 used;
+	__u32 zero;
+};
+
+/* Both. */
+
+/* Datagrams whose fragments are on their way. */
+#define FRAGMENTS_MAX 1024
+
+/* Seconds that later fragments are recognized. Short, because IP identifications repeat (RFC 4963) and a
+ * fragment must never follow the first one of another datagram; in order, they arrive within milliseconds. */
+#define FRAGMENT_SECONDS 2
+
+struct fragment_key {
+	__be32 source;
+	__be32 destination;
+	__be16 id;
+	__u8 protocol;
+	__u8 zero;
+	__u8 mac[6]; /* of the sender on a LAN whose hosts share `source`; else zero */
+	__u8 zero2[2];
+};
+
+struct fragment {
+	__u64 expires_ns; /* CLOCK_MONOTONIC */
+	__u32 seen;       /* octets of the datagram so far */
+	__u32 total;      /* octets of the datagram, 0 before its last fragment */
+	__u32 target;     /* where its packets go; what that means is the program's business */
+	__u32 zero;
+};

@@ -1,0 +1,37 @@
+/* Kernel helpers that bcc does not declare, or declares wrongly, and the two verdicts. */
+#pragma once
+
+#include <linux/pkt_cls.h>
+#include <linux/types.h>
+
+/* Not TC_ACT_OK: the filters of other software on the same hook shall still see the packet. */
+#define VERDICT_PASS TC_ACT_UNSPEC
+#define VERDICT_DROP TC_ACT_SHOT
+
+#define ADDRESS_FAMILY_IPV4 2
+
+/* struct bpf_redir_neigh of linux/bpf.h (since 5.10), which bcc's copy need not have. */
+struct next_hop {
+	__u32 family;
+	union {
+		__be32 ipv4;
+		__u32 ipv6[4];
+	};
+};
+
+/* bcc 0.26 declares helper 152 with three arguments; it has four. */
+static long (*redirect_to_neighbour)(__u32 ifindex, struct next_hop *hop, int size,
+				     __u64 flags) = (void *)152;
+
+static __always_inline int send_to(__u32 ifindex, __be32 address)
+{
+	struct next_hop hop = {.family = ADDRESS_FAMILY_IPV4, .ipv4 = address};
+
+	return redirect_to_neighbour(ifindex, &hop, sizeof(hop), 0);
+}
+
+/* The next hop is what the routing table says for this interface. */
+static __always_inline int send_by_route(__u32 ifindex)
+{
+	return redirect_to_neighbour(ifindex, (void *)0, 0, 0);
+}

@@ -1,0 +1,53 @@
+/* Who owns which port, as the router knows it.
+ *
+ * Map `config` (router): one entry. Written by user space.
+ *
+ * Map `addresses`: IPv4 address -> what it is to this router. Written and deleted by user space: external
+ * addresses and the router's own.
+ *
+ * Map `owners`: external address -> map of 65,536 struct owner, one per port. Written and deleted by user
+ * space. Only as many inner maps as there are external addresses take memory, and a look-up costs the same
+ * however many flows there are.
+ *
+ * Map `hosts`: index -> a LAN host that owns ports. Written by user space; entry 0 is nobody.
+ */
+#pragma once
+
+#include <dnat/abi.h>
+#include <dnat/map.h>
+#include <dnat/packet.h>
+
+MAP(config, ARRAY, __u32, struct router_config, 1)
+MAP(addresses, HASH, __be32, struct address, ADDRESSES_MAX)
+MAP_OF_MAPS(owners, HASH_OF_MAPS, __be32, EXTERNALS_MAX)
+MAP(hosts, ARRAY, __u32, struct host, HOSTS_MAX)
+
+static __always_inline const struct router_config *router_config(void)
+{
+	__u32 zero = 0;
+
+	return config_get(&zero);
+}
+
+static __always_inline __u32 address_flags(__be32 ipv4)
+{
+	const struct address *address = addresses_get(&ipv4);
+
+	return address ? address->flags : 0;
+}
+
+/* Index of the host that owns a port of an external address; 0: nobody. */
+static __always_inline __u16 owner_of(void *ports, __u8 port_class, __u16 port)
+{
+	__u32 index = port;
+	const struct owner *owner = bpf_map_lookup_elem(ports, &index);
+
+	return owner ? owner->host[port_class & (CLASSES - 1)] : 0;
+}
+
+static __always_inline const struct host *host_at(__u16 index)
+{
+	__u32 key = index;
+
+	return hosts_get(&key);
+}

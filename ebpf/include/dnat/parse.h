@@ -1,0 +1,204 @@
+/* From bytes to struct packet, in two steps: addresses, which tell most packets to be none of ours, then
+ * ports. */
+#pragma once
+
+#include <linux/icmp.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+
+#include <dnat/order.h>
+#include <dnat/packet.h>
+
+/* Longest run of headers we look at: Ethernet, IP with options, ICMP, quoted IP with options, quoted TCP. */
+#define HEADERS_MAX (ETH_HLEN + 60 + 8 + 60 + 20)
+#define IPV4_MORE_FRAGMENTS 0x2000
+#define IPV4_OFFSET 0x1fff
+#define PROTOCOL_DCCP 33
+#define PROTOCOL_SCTP 132
+#define PROTOCOL_UDPLITE 136
+
+static __always_inline void *packet_start(const struct __sk_buff *skb)
+{
+	return (void *)(long)skb->data;
+}
+
+static __always_inline void *packet_end(const struct __sk_buff *skb)
+{
+	return (void *)(long)skb->data_end;
+}
+
+/* Packets of AF_PACKET rings and of some drivers keep their headers outside of the linear part. */
+static __always_inline void make_headers_linear(struct __sk_buff *skb)
+{
+	__u32 wanted = skb->len < HEADERS_MAX ? skb->len : HEADERS_MAX;
+
+	if (packet_start(skb) + wanted > packet_end(skb))
+		bpf_skb_pull_data(skb, wanted);
+}
+
+/* Fills in the addresses; false: not IPv4. */
+static __always_inline bool parse_addresses(struct __sk_buff *skb, struct packet *packet)
+{
+	struct iphdr *ip;
+
+	if (skb->protocol != TO_BE16(ETH_P_IP))
+		return false;
+	make_headers_linear(skb);
+	ip = packet_start(skb) + ETH_HLEN;
+	if ((void *)(ip + 1) > packet_end(skb))
+		return false;
+	packet->source = ip->saddr;
+	packet->destination = ip->daddr;
+	return true;
+}
+
+static __always_inline bool has_ports(__u8 protocol)
+{
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == PROTOCOL_UDPLITE ||
+	       protocol == PROTOCOL_DCCP || protocol == PROTOCOL_SCTP;
+}
+
+static __always_inline enum port_class class_of(__u8 protocol)
+{
+	switch (protocol) {
+	case IPPROTO_TCP:
+		return CLASS_TCP;
+	case IPPROTO_UDP:
+	case PROTOCOL_UDPLITE:
+		return CLASS_UDP;
+	case IPPROTO_ICMP:
+		return CLASS_ICMP;
+	default:
+		return CLASS_OTHER;
+	}
+}
+
+static __always_inline bool is_query(__u8 type)
+{
+	return type == ICMP_ECHO || type == ICMP_ECHOREPLY || type == ICMP_TIMESTAMP ||
+	       type == ICMP_TIMESTAMPREPLY;
+}
+
+static __always_inline bool is_error(__u8 type)
+{
+	return type == ICMP_DEST_UNREACH || type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETERPROB ||
+	       type == ICMP_SOURCE_QUENCH;
+}
+
+/* The packet that an ICMP error quotes. What quotes no port, or answers nothing that this address sent, stays
+ * portless. */
+static __always_inline void parse_quoted(const struct __sk_buff *skb, struct packet *packet)
+{
+	void *end = packet_end(skb);
+	struct iphdr *ip = packet_start(skb) + packet->l4 + sizeof(struct icmphdr);
+	__u16 source_port, destination_port;
+	__u8 protocol;
+	void *l4;
+
+	if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl < 5 ||
+	    (ip->frag_off & TO_BE16(IPV4_OFFSET)))
+		return;
+	l4 = (void *)ip + ip->ihl * 4;
+	if (l4 + 8 > end)
+		return;
+	protocol = ip->protocol;
+	if (has_ports(protocol)) {
+		source_port = FROM_BE16(((struct udphdr *)l4)->source);
+		destination_port = FROM_BE16(((struct udphdr *)l4)->dest);
+	} else if (protocol == IPPROTO_ICMP && is_query(((struct icmphdr *)l4)->type)) {
+		source_port = FROM_BE16(((struct icmphdr *)l4)->un.echo.id);
+		destination_port = source_port;
+	} else {
+		return;
+	}
+	packet->source_port = ip->daddr == packet->source ? destination_port : 0;
+	packet->destination_port = ip->saddr == packet->destination ? source_port : 0;
+	packet->quoted = packet->l4 + sizeof(struct icmphdr) + ip->ihl * 4;
+	packet->protocol = protocol;
+	packet->port_class = class_of(protocol);
+	packet->kind = KIND_ERROR;
+}
+
+static __always_inline bool parse_icmp(const struct __sk_buff *skb, struct packet *packet)
+{
+	struct icmphdr *icmp = packet_start(skb) + packet->l4;
+
+	if ((void *)(icmp + 1) > packet_end(skb))
+		return false;
+	if (is_query(icmp->type)) {
+		packet->source_port = FROM_BE16(icmp->un.echo.id);
+		packet->destination_port = packet->source_port;
+		packet->kind = KIND_QUERY;
+	} else if (is_error(icmp->type)) {
+		parse_quoted(skb, packet);
+	}
+	return true;
+}
+
+/* A header cut short could hide its checksum in the next fragment, so all of it has to be here (RFC 1858). */
+static __always_inline bool parse_transport(const struct __sk_buff *skb, struct packet *packet)
+{
+	void *l4 = packet_start(skb) + packet->l4;
+	void *end = packet_end(skb);
+
+	if (packet->protocol == IPPROTO_ICMP)
+		return parse_icmp(skb, packet);
+	if (!has_ports(packet->protocol))
+		return true;
+	if (l4 + sizeof(struct udphdr) > end)
+		return false;
+	packet->source_port = FROM_BE16(((struct udphdr *)l4)->source);
+	packet->destination_port = FROM_BE16(((struct udphdr *)l4)->dest);
+	packet->kind = KIND_PORTS;
+	if (packet->protocol == IPPROTO_TCP) {
+		if (l4 + sizeof(struct tcphdr) > end)
+			return false;
+		packet->tcp_flags = ((__u8 *)l4)[13];
+	}
+	return true;
+}
+
+/* Fills in all the rest; false: malformed. To be called after parse_addresses(). */
+static __always_inline bool parse_ports(const struct __sk_buff *skb, struct packet *packet)
+{
+	struct iphdr *ip = packet_start(skb) + ETH_HLEN;
+	__u16 fragment, length;
+
+	if ((void *)(ip + 1) > packet_end(skb) || ip->version != 4 || ip->ihl < 5)
+		return false;
+	length = FROM_BE16(ip->tot_len);
+	fragment = FROM_BE16(ip->frag_off);
+	packet->l4 = ETH_HLEN + ip->ihl * 4;
+	packet->quoted = 0;
+	packet->payload = length > ip->ihl * 4 ? length - ip->ihl * 4 : 0;
+	packet->offset = (fragment & IPV4_OFFSET) * 8;
+	packet->more_fragments = !!(fragment & IPV4_MORE_FRAGMENTS);
+	packet->source_port = 0;
+	packet->destination_port = 0;
+	packet->id = ip->id;
+	packet->protocol = ip->protocol;
+	packet->ip_protocol = ip->protocol;
+	packet->port_class = class_of(ip->protocol);
+	packet->tcp_flags = 0;
+	if (packet->offset) {
+		packet->kind = KIND_FRAGMENT;
+		return true;
+	}
+	packet->kind = KIND_PORTLESS;
+	return parse_transport(skb, packet);
+}
+
+/* Multicast and limited broadcast stay on the LAN, where nobody takes the sender for another host by its
+ * port. */
+static __always_inline bool is_multicast(__be32 address)
+{
+	return FROM_BE32(address) >= 0xe0000000;
+}
+
+static __always_inline bool is_loopback(__be32 address)
+{
+	return FROM_BE32(address) >> 24 == 127;
+}

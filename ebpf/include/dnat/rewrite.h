@@ -1,0 +1,103 @@
+/* Writing a port into a packet, with every checksum that covers it.
+ *
+ * The kernel's helpers know what a checksum field means on packets whose checksum the device will complete
+ * (CHECKSUM_PARTIAL); code that writes into the packet itself could not tell.
+ */
+#pragma once
+
+#include <linux/icmp.h>
+#include <linux/in.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+
+#include <dnat/order.h>
+#include <dnat/packet.h>
+#include <dnat/parse.h>
+
+enum which_port { SOURCE_PORT, DESTINATION_PORT };
+
+#define QUERY_ID_OFFSET 4
+#define ICMP_CHECKSUM_OFFSET 2
+#define UDP_CHECKSUM_OFFSET 6
+#define TCP_CHECKSUM_OFFSET 16
+
+static __always_inline __u32 checksum_offset(__u8 protocol)
+{
+	if (protocol == IPPROTO_TCP)
+		return TCP_CHECKSUM_OFFSET;
+	return protocol == IPPROTO_ICMP ? ICMP_CHECKSUM_OFFSET : UDP_CHECKSUM_OFFSET;
+}
+
+/* Where a port lies in its transport header. */
+static __always_inline __u32 port_offset(__u8 protocol, enum which_port which)
+{
+	if (protocol == IPPROTO_ICMP)
+		return QUERY_ID_OFFSET;
+	return which == SOURCE_PORT ? 0 : 2;
+}
+
+/* RFC 1624, equation 3. */
+static __always_inline __be16 adjust_checksum(__be16 checksum, __be16 from, __be16 to)
+{
+	__u32 sum = (__u16)~checksum + (__u16)~from + to;
+
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~sum;
+}
+
+static __always_inline bool is_udp(__u8 protocol)
+{
+	return protocol == IPPROTO_UDP || protocol == PROTOCOL_UDPLITE;
+}
+
+/* A checksum of zero says that there is none (RFC 768): it stays zero, and none becomes zero. */
+static __always_inline bool rewrite_transport(struct __sk_buff *skb, const struct packet *packet,
+					      enum which_port which, __be16 from, __be16 to)
+{
+	__u64 flags = sizeof(to) | (is_udp(packet->protocol) ? BPF_F_MARK_MANGLED_0 : 0);
+
+	return bpf_l4_csum_replace(skb, packet->l4 + checksum_offset(packet->protocol), from, to, flags) ==
+		       0 &&
+	       bpf_skb_store_bytes(skb, packet->l4 + port_offset(packet->protocol, which), &to, sizeof(to),
+				   0) == 0;
+}
+
+/* The quoted packet went the other way, so its ports are the other way round. The error's own checksum covers
+ * the quoted port and the quoted checksum; the latter is often cut off (RFC 792 asks for eight octets only).
+ */
+static __always_inline bool rewrite_quoted(struct __sk_buff *skb, const struct packet *packet,
+					   enum which_port which, __be16 from, __be16 to)
+{
+	__u32 port = packet->quoted +
+		     port_offset(packet->protocol, which == SOURCE_PORT ? DESTINATION_PORT : SOURCE_PORT);
+	__u32 quoted_checksum = packet->quoted + checksum_offset(packet->protocol);
+	__u32 own_checksum = packet->l4 + ICMP_CHECKSUM_OFFSET;
+	__be16 old, new;
+
+	if (bpf_l4_csum_replace(skb, own_checksum, from, to, sizeof(to)) ||
+	    bpf_skb_store_bytes(skb, port, &to, sizeof(to), 0))
+		return false;
+	if (bpf_skb_load_bytes(skb, quoted_checksum, &old, sizeof(old)) ||
+	    (is_udp(packet->protocol) && old == 0))
+		return true;
+	new = adjust_checksum(old, from, to);
+	if (is_udp(packet->protocol) && new == 0)
+		new = 0xffff;
+	return bpf_l4_csum_replace(skb, own_checksum, old, new, sizeof(new)) == 0 &&
+	       bpf_skb_store_bytes(skb, quoted_checksum, &new, sizeof(new), 0) == 0;
+}
+
+/* Gives the packet another source or destination port (host order); false: the kernel refused. */
+static __always_inline bool rewrite_port(struct __sk_buff *skb, const struct packet *packet,
+					 enum which_port which, __u16 port)
+{
+	__be16 from = TO_BE16(which == SOURCE_PORT ? packet->source_port : packet->destination_port);
+	__be16 to = TO_BE16(port);
+
+	if (from == to)
+		return true;
+	if (packet->kind == KIND_ERROR)
+		return rewrite_quoted(skb, packet, which, from, to);
+	return rewrite_transport(skb, packet, which, from, to);
+}

@@ -1,0 +1,210 @@
+"""Running packets through loaded programs, and words for writing them down.
+
+A case says what a packet is, the packet, the verdict, what is counted, and the packet that leaves (None: as
+it came). Scapy computes every checksum of what is expected, and whole packets are compared.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Self
+
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet, Raw
+
+from dnat.dataplane import abi
+from dnat.dataplane.bpf import object_get, program_test_run
+from dnat.dataplane.host import HostPlane
+from dnat.dataplane.loader import program_pin
+from dnat.dataplane.router import RouterPlane
+from dnat.types import Owner, PortRange, Protocol
+
+PASS, DROP, REDIRECT = -1, 2, 7
+
+EXTERNAL = "198.51.100.1"
+OTHER_EXTERNAL = "198.51.100.2"
+OWN_EXTERNAL = "203.0.113.1"
+REMOTE = "203.0.113.2"
+ROUTER = "10.66.0.1"
+HOST_A = "10.66.0.11"
+HOST_B = "10.66.0.12"
+MAC_A = "02:00:00:00:00:0a"
+MAC_B = "02:00:00:00:00:0b"
+MAC_ROUTER = "02:00:00:00:00:01"
+LAN = IPv4Network("10.66.0.0/24")
+
+NATIVE = PortRange(20000, 20015)
+POOL = PortRange(30000, 30003)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One packet and what has to become of it."""
+
+    says: str
+    sent: Packet
+    verdict: int
+    counted: str | None = None
+    """Label of the counter that rises by one; no other may rise, save those in ``also``."""
+    leaves: Packet | None = None
+    also: tuple[str, ...] = ()
+    bindings: Mapping[tuple[Protocol, int], int] = field(default_factory=dict)
+    """Local port to unique port, there before."""
+    creates: Mapping[tuple[Protocol, int], int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.says
+
+
+@dataclass(frozen=True)
+class Outcome:
+    verdict: int
+    packet: bytes
+    counted: Mapping[str, int]
+
+
+class Bench:
+    """Programs of one role and their maps."""
+
+    programs: tuple[str, ...]
+
+    def __init__(self, pins: Path, plane: HostPlane | RouterPlane) -> None:
+        self.plane = plane
+        self._programs = {name: object_get(program_pin(pins, name)) for name in abi.PROGRAMS[plane.role]}
+        self.reset()
+
+    def reset(self) -> None:
+        fragments = self.plane._maps["fragments"]
+        for key in list(fragments.keys()):
+            fragments.delete(key)
+
+    def run(self, program: str, packet: Packet | bytes) -> Outcome:
+        before = self.plane.counters()
+        verdict, left, _ = program_test_run(self._programs[program], bytes(packet))
+        after = self.plane.counters()
+        counted = {label: after[label] - before[label] for label in after if after[label] != before[label]}
+        return Outcome(verdict, left, counted)
+
+    def check(self, program: str, case: Case) -> None:
+        """Run one case and compare everything."""
+        outcome = self.run(program, case.sent)
+        expected = bytes(case.sent if case.leaves is None else case.leaves)
+        assert outcome.verdict == case.verdict, outcome
+        assert outcome.packet == expected, f"{Ether(outcome.packet)!r}\nis not\n{Ether(expected)!r}"
+        assert outcome.counted == dict.fromkeys(((case.counted,) if case.counted else ()) + case.also, 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.plane.close()
+
+
+class HostBench(Bench):
+    """A host that owns NATIVE, translates to POOL, and holds the external address EXTERNAL."""
+
+    plane: HostPlane
+
+    def __init__(self, pins: Path) -> None:
+        super().__init__(pins, HostPlane.open(pins))
+
+    def reset(self) -> None:
+        super().reset()
+        self.plane.set_ports([], [])
+        inward = self.plane._maps["bindings_in"]
+        for key in list(inward.keys()):
+            inward.delete(key)
+        self.plane.configure(IPv4Address(EXTERNAL), 1, IPv4Address(ROUTER))
+        self.plane.set_ports([(NATIVE, Protocol.ANY)], [(POOL, Protocol.ANY)])
+
+    def check(self, program: str, case: Case) -> None:
+        for (protocol, local_port), port in case.bindings.items():
+            self.bind(protocol, local_port, port)
+        super().check(program, case)
+        assert self.bound() == {**case.bindings, **case.creates}
+
+    def bound(self) -> dict[tuple[Protocol, int], int]:
+        """Bindings, as ``Case`` writes them."""
+        return {(found.protocol, found.local_port): found.port for found in self.plane.bindings(time.monotonic())}
+
+    def bind(
+        self,
+        protocol: Protocol,
+        local_port: int,
+        port: int,
+        *,
+        idle: float = 0,
+        limit: int = 300,
+        state: int = 0,
+    ) -> None:
+        """Make a binding that sent its last packet ``idle`` seconds ago."""
+        (port_class,) = abi.CLASSES_OF[protocol]
+        then = time.monotonic_ns() - int(idle * 1e9)
+        binding = abi.Binding(created_ns=then, seen_ns=then, idle_seconds=limit, port=port, state=state)
+        self.plane._maps["bindings_out"].put(bytes(abi.PortKey(local_port, port_class, 0)), bytes(binding))
+        inward = abi.Inward(created_ns=then, port=local_port)
+        self.plane._maps["bindings_in"].put(bytes(abi.PortKey(port, port_class, 0)), bytes(inward))
+
+
+class RouterBench(Bench):
+    """A router with EXTERNAL routed to it and OWN_EXTERNAL on its WAN; A owns 20000-20015 and B 20016-20031
+    of both.
+    """
+
+    plane: RouterPlane
+    network = LAN
+
+    def __init__(self, pins: Path) -> None:
+        super().__init__(pins, RouterPlane.open(pins))
+
+    def reset(self) -> None:
+        super().reset()
+        self.plane.set_network(
+            1,
+            1,
+            {IPv4Address(EXTERNAL): False, IPv4Address(OWN_EXTERNAL): True},
+            lan=self.network,
+            local=[IPv4Address(ROUTER), IPv4Address(OWN_EXTERNAL)],
+        )
+        self.plane.set_owners(
+            Owner(IPv4Address(external), ports, Protocol.ANY, IPv4Address(host))
+            for external in (EXTERNAL, OWN_EXTERNAL)
+            for host, ports in ((HOST_A, PortRange(20000, 20015)), (HOST_B, PortRange(20016, 20031)))
+        )
+        self.plane.set_macs({IPv4Address(HOST_A): mac(MAC_A), IPv4Address(HOST_B): mac(MAC_B)})
+        self.plane.drain_offences()
+        self.plane._maps["offence_budget"].put(struct.pack("=I", 0), bytes(abi.OffenceBudget()))
+
+
+def mac(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", ""))
+
+
+def ether(packet: Packet, source: str = MAC_A, destination: str = MAC_ROUTER) -> Packet:
+    return Ether(src=source, dst=destination) / packet
+
+
+def udp(sport: int, dport: int, *, src: str = EXTERNAL, dst: str = REMOTE, ttl: int = 64, **fields: int) -> Packet:
+    return ether(IP(src=src, dst=dst, ttl=ttl) / UDP(sport=sport, dport=dport, **fields) / Raw(b"spoken words"))
+
+
+def tcp(sport: int, dport: int, *, src: str = EXTERNAL, dst: str = REMOTE, ttl: int = 64, flags: str = "A") -> Packet:
+    return ether(
+        IP(src=src, dst=dst, ttl=ttl) / TCP(sport=sport, dport=dport, flags=flags, seq=7) / Raw(b"written words")
+    )
+
+
+def echo(identifier: int, *, src: str = EXTERNAL, dst: str = REMOTE, ttl: int = 64, reply: bool = False) -> Packet:
+    kind = "echo-reply" if reply else "echo-request"
+    return ether(IP(src=src, dst=dst, ttl=ttl) / ICMP(type=kind, id=identifier, seq=1) / Raw(b"hello"))
+
+
+def error(quoted: Packet, *, src: str, dst: str, ttl: int = 64, octets: int | None = None, kind: int = 3) -> Packet:
+    """An ICMP error that quotes a packet (without its Ethernet header), or its first octets."""
+    return ether(IP(src=src, dst=dst, ttl=ttl) / ICMP(type=kind, code=1) / Raw(bytes(quoted[IP])[:octets]))

@@ -1,0 +1,56 @@
+"""Programs loaded into the kernel once for a run of the tests, in pins of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bpf_bench import HostBench, RouterBench
+
+from dnat.dataplane import loader
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _needs_root() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("loading BPF programs needs root")
+
+
+@pytest.fixture(scope="session")
+def pins() -> Iterator[Path]:
+    """A directory in a bpffs."""
+    loader.ensure_bpffs()
+    path = loader.BPFFS / f"test-{os.getpid()}"
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def host_pins(pins: Path) -> Path:
+    """The host programs, loaded."""
+    loader.ensure_loaded("host", pins / "host")
+    return pins / "host"
+
+
+@pytest.fixture(scope="session")
+def router_pins(pins: Path) -> Path:
+    """The router programs, loaded."""
+    loader.ensure_loaded("router", pins / "router")
+    return pins / "router"
+
+
+@pytest.fixture
+def host(host_pins: Path) -> Iterator[HostBench]:
+    """The host programs with empty tables and the ports of ``bpf_bench``."""
+    with HostBench(host_pins) as bench:
+        yield bench
+
+
+@pytest.fixture
+def router(router_pins: Path) -> Iterator[RouterBench]:
+    """The router programs with the owners of ``bpf_bench``."""
+    with RouterBench(router_pins) as bench:
+        yield bench

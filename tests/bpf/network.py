@@ -1,0 +1,150 @@
+"""Two hosts, a router, a switch and the outside in network namespaces, joined by the data plane alone (no
+daemons).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from bpf_bench import EXTERNAL, HOST_A, HOST_B, OWN_EXTERNAL, POOL, REMOTE, ROUTER
+
+from dnat.dataplane import attach, loader
+from dnat.dataplane.host import HostPlane
+from dnat.dataplane.router import RouterPlane
+from dnat.system import netns
+from dnat.types import Owner, PortRange, Protocol
+
+OWN_PORTS = {"a": PortRange(20000, 20015), "b": PortRange(20016, 20031)}
+POOLS = {"a": POOL, "b": PortRange(POOL.last + 1, POOL.last + 4)}
+ADDRESSES = {"a": HOST_A, "b": HOST_B}
+NODES = ("a", "b", "router", "switch", "ext")
+
+_numbers = itertools.count(1)
+
+
+class Network:
+    """The namespaces, their interfaces and the planes; ``external`` is shared by hosts ``a`` and ``b``."""
+
+    def __init__(self, *, own: bool, offloads: bool) -> None:
+        self.external = OWN_EXTERNAL if own else EXTERNAL
+        self.own = own
+        self._prefix = f"bpf{os.getpid()}-{next(_numbers)}"
+        self._offloads = offloads
+        self._planes: list[HostPlane | RouterPlane] = []
+
+    def _name(self, node: str) -> str:
+        return f"{self._prefix}-{node}"
+
+    @contextlib.contextmanager
+    def inside(self, node: str) -> Iterator[None]:
+        """Sockets opened in the body belong to the node."""
+        with netns.enter(self._name(node)):
+            yield
+
+    def run(self, node: str, commands: str) -> str:
+        """Run commands, separated by semicolons, in a node; returns their output."""
+        with self.inside(node):
+            return "".join(
+                subprocess.run(one.split(), check=True, capture_output=True, text=True, timeout=20).stdout
+                for one in commands.split(";")
+            )
+
+    def socket(self, node: str, kind: socket.SocketKind, port: int, address: str = "0.0.0.0") -> socket.socket:
+        """A bound socket in a node, with a timeout."""
+        with self.inside(node):
+            opened = socket.socket(socket.AF_INET, kind)
+        opened.settimeout(5)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind((address, port))
+        return opened
+
+    def _wire(self) -> None:
+        for node in NODES:
+            netns.create(self._name(node))
+            self.run(node, "ip link set lo up")
+        self.run("switch", "ip link add br0 type bridge; ip link set br0 up")
+        ends = [("a", "eth0"), ("b", "eth0"), ("router", "lan")]
+        for node, interface in ends:
+            self._veth(node, interface, "switch", node)
+            self.run("switch", f"ip link set dev {node} master br0")
+        self._veth("router", "wan", "ext", "eth0")
+        self.run("router", f"ip addr add {ROUTER}/24 dev lan; ip addr add {OWN_EXTERNAL}/24 dev wan")
+        self.run("ext", f"ip addr add {REMOTE}/24 dev eth0; ip route add {EXTERNAL}/32 via {OWN_EXTERNAL}")
+        self._sysctl("router", {"ip_forward": 1, "conf/lan/accept_local": 1, "conf/lan/rp_filter": 0})
+        for node, address in ADDRESSES.items():
+            self.run(node, f"ip addr add {address}/24 dev eth0; ip addr add {self.external}/32 dev lo")
+            self.run(node, f"ip route replace local {self.external} dev lo mtu 1500 table local")
+            self.run(node, f"ip route add default via {ROUTER} src {self.external}")
+            silent = {"arp_ignore": 1, "arp_announce": 2, "accept_local": 1, "rp_filter": 0}
+            self._sysctl(node, {f"conf/eth0/{name}": value for name, value in silent.items()})
+            self._sysctl(node, {"conf/all/rp_filter": 0, "ping_group_range": "0 0"})
+
+    def _veth(self, node: str, interface: str, peer: str, peer_interface: str) -> None:
+        self.run(node, f"ip link add {interface} type veth peer name {peer_interface} netns {self._name(peer)}")
+        for end, name in ((node, interface), (peer, peer_interface)):
+            self.run(end, f"ip link set dev {name} up")
+            if not self._offloads:
+                self.run(end, f"ethtool -K {name} tx off rx off tso off gso off gro off")
+
+    def _sysctl(self, node: str, values: Mapping[str, int | str]) -> None:
+        with self.inside(node):
+            for name, value in values.items():
+                Path("/proc/sys/net/ipv4", name).write_text(str(value), encoding="ascii")
+
+    def start(self, pins: Mapping[str, Path]) -> None:
+        """Build all of it, fill the maps pinned for ``a``, ``b`` and ``router``, and attach their
+        programs.
+        """
+        self._wire()
+        self._pins = pins
+        shared = IPv4Address(self.external)
+        for node in ADDRESSES:
+            with self.inside(node):
+                host = HostPlane.open(pins[node])
+                self._planes.append(host)
+                host.set_ports([], [])
+                host.configure(shared, socket.if_nametoindex("eth0"), IPv4Address(ROUTER))
+                host.set_ports([(OWN_PORTS[node], Protocol.ANY)], [(POOLS[node], Protocol.ANY)])
+            self.attach_host(node)
+        with self.inside("router"):
+            self.router = RouterPlane.open(pins["router"])
+            self._planes.append(self.router)
+            lan, wan = socket.if_nametoindex("lan"), socket.if_nametoindex("wan")
+            self.router.configure(lan, wan, {shared: self.own})
+            self.router.set_owners(
+                Owner(shared, ports, Protocol.ANY, IPv4Address(ADDRESSES[node]))
+                for node in ADDRESSES
+                for ports in (OWN_PORTS[node], POOLS[node])
+            )
+            _attach(pins["router"], ("router_wan", "wan", "ingress"))
+            _attach(pins["router"], ("router_lan", "lan", "ingress"))
+            if self.own:
+                _attach(pins["router"], ("router_loop", "lo", "egress"))
+            for address in ADDRESSES.values():
+                self.run("router", f"ping -qc1 -W2 {address}")
+            assert self.router.learn_macs() == len(ADDRESSES)
+
+    def attach_host(self, node: str) -> None:
+        """Put the programs of a host in their places."""
+        with self.inside(node):
+            _attach(self._pins[node], ("host_out", "eth0", "egress"))
+            _attach(self._pins[node], ("host_in", "eth0", "ingress"))
+            _attach(self._pins[node], ("host_loop", "lo", "egress"))
+
+    def close(self) -> None:
+        for plane in self._planes:
+            plane.close()
+        for node in NODES:
+            netns.delete(self._name(node))
+
+
+def _attach(pins: Path, hook: tuple[str, str, attach.Direction]) -> None:
+    program, interface, direction = hook
+    attach.attach(interface, direction, loader.program_pin(pins, program), program)
