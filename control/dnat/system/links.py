@@ -1,0 +1,114 @@
+"""Facts about interfaces, and where the LAN's gateway is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface
+from typing import Any
+
+from dnat.errors import PlatformError
+from dnat.system import routes, rtnetlink
+
+_AF_INET = 2
+_IFF_UP = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """One network interface."""
+
+    name: str
+    index: int
+    mtu: int
+    """Octets."""
+    mac: str | None
+    """``aa:bb:cc:dd:ee:ff``; None where the link has no such address."""
+    up: bool
+    addresses: tuple[IPv4Interface, ...]
+    """IPv4 addresses with their networks, the primary one first."""
+
+    def address_beside(self, neighbour: IPv4Address) -> IPv4Address | None:
+        """Our address in the network that ``neighbour`` is in; None if we have none there."""
+        return next((a.ip for a in self.addresses if neighbour in a.network), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Uplink:
+    """The way to a gateway or a server on the LAN."""
+
+    interface: str
+    index: int
+    gateway: IPv4Address
+    address: IPv4Address
+    """Our own LAN address there, never the shared external one."""
+
+
+def interface(name: str) -> Interface:
+    """Facts about one interface; raises PlatformError if there is none of that name."""
+    with rtnetlink.socket("read the interfaces") as rtnl:
+        return _find(rtnl, name)
+
+
+def interfaces() -> list[Interface]:
+    """All interfaces, in the order of their indexes."""
+    with rtnetlink.socket("read the interfaces") as rtnl:
+        return _all(rtnl)
+
+
+def default_gateway(name: str | None = None) -> Uplink:
+    """The gateway of the best default route that has one; the same before and after dnat has put its route in front.
+
+    With ``name``, of that interface's. Raises PlatformError if there is none.
+    """
+    with rtnetlink.socket("read the default route") as rtnl:
+        only = _find(rtnl, name).index if name else None
+        by_index = {link.index: link for link in _all(rtnl)}
+        for route in routes.defaults(rtnl):
+            link = by_index.get(route.interface or 0)
+            if route.gateway and link and link.addresses and only in (None, link.index):
+                # A gateway outside of the interface's networks (an on-link route) leaves the primary address.
+                address = link.address_beside(route.gateway) or link.addresses[0].ip
+                return Uplink(link.name, link.index, route.gateway, address)
+    raise PlatformError(
+        f"there is no default route through a gateway{f' on {name}' if name else ''}, so no way to find the router: "
+        "connect the LAN, or name interface and server in the configuration"
+    )
+
+
+def neighbour(address: IPv4Address) -> Uplink:
+    """The way to a machine on a LAN that this one is attached to; raises PlatformError if there is none."""
+    known = interfaces()
+    for link in known:
+        own = link.address_beside(address)
+        if own and own != address and link.up:
+            return Uplink(link.name, link.index, address, own)
+    networks = ", ".join(f"{a.network} ({link.name})" for link in known for a in link.addresses)
+    raise PlatformError(f"{address} is on no LAN of this machine; it is attached to: {networks or 'nothing'}")
+
+
+def _find(rtnl: Any, name: str) -> Interface:
+    found = _all(rtnl)
+    for link in found:
+        if link.name == name:
+            return link
+    raise PlatformError(f"no interface called {name}; there are: {', '.join(link.name for link in found)}")
+
+
+def _all(rtnl: Any) -> list[Interface]:
+    addresses: dict[int, list[IPv4Interface]] = {}
+    for message in rtnl.get_addr(family=_AF_INET):
+        # IFA_ADDRESS is the far end on point-to-point links; IFA_LOCAL is always ours.
+        own = f"{message.get_attr('IFA_LOCAL')}/{message['prefixlen']}"
+        addresses.setdefault(message["index"], []).append(IPv4Interface(own))
+    found = [
+        Interface(
+            name=message.get_attr("IFLA_IFNAME"),
+            index=message["index"],
+            mtu=message.get_attr("IFLA_MTU"),
+            mac=message.get_attr("IFLA_ADDRESS"),
+            up=bool(message["flags"] & _IFF_UP),
+            addresses=tuple(addresses.get(message["index"], ())),
+        )
+        for message in rtnl.get_links()
+    ]
+    return sorted(found, key=lambda link: link.index)

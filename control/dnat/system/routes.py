@@ -1,0 +1,314 @@
+"""IPv4 routes as the kernel stores them, so that a replaced route comes back exactly.
+
+A route is read, stored in the journal and written as the body of its RTM_NEWROUTE message (rtnetlink(7)), in
+the way of ``ip route save``: attributes that this code knows nothing about survive.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+from dnat.system import rtnetlink
+from dnat.system.journal import Entry, Journal
+
+KIND = "route"
+LOCAL_KIND = "local route"
+
+PROTOCOL = 157
+"""rtm_protocol of our routes: a number that /etc/iproute2/rt_protos gives to nobody."""
+
+MAIN_TABLE, LOCAL_TABLE = 254, 255
+
+_ANYWHERE = IPv4Network("0.0.0.0/0")
+_HEADER = struct.Struct("=BBBBBBBBI")
+_AF_INET = 2
+_TYPE_UNICAST, _TYPE_LOCAL, _TYPE_BLACKHOLE = 1, 2, 6
+_SCOPE_UNIVERSE = 0
+_FLAG_ONLINK = 4
+_DST, _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _METRICS, _MULTIPATH = 1, 4, 5, 6, 7, 8, 9
+_TABLE, _VIA, _ENCAP_TYPE, _ENCAP, _NEXTHOP_ID = 15, 18, 21, 22, 30
+_METRIC_MTU = 2
+_NEW_ROUTE, _DELETE_ROUTE = 24, 25
+_NLM_REPLACE, _NLM_CREATE = 0x100, 0x400
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One IPv4 route: struct rtmsg and its attributes in the kernel's own encoding."""
+
+    destination_length: int
+    tos: int
+    protocol: int
+    """rtm_protocol: who made it."""
+    scope: int
+    type: int
+    flags: int
+    attributes: tuple[tuple[int, bytes], ...]
+    """(RTA_*, value) in the kernel's order."""
+
+    @property
+    def destination(self) -> IPv4Network:
+        return IPv4Network((self._get(_DST) or bytes(4), self.destination_length))
+
+    @property
+    def table(self) -> int:
+        return self._number(_TABLE) or 0
+
+    @property
+    def metric(self) -> int:
+        return self._number(_PRIORITY) or 0
+
+    @property
+    def gateway(self) -> IPv4Address | None:
+        """Of a route over several gateways, the first."""
+        own = self._get(_GATEWAY) or next((hop.get(_GATEWAY) for hop in self._hops()), None)
+        return IPv4Address(own) if own else None
+
+    @property
+    def interface(self) -> int | None:
+        """Index; of a route over several interfaces, the first."""
+        return self._number(_OIF) or next((hop[_OIF][0] for hop in self._hops()), None)
+
+    @property
+    def source(self) -> IPv4Address | None:
+        own = self._get(_PREFSRC)
+        return IPv4Address(own) if own else None
+
+    @property
+    def mtu(self) -> int | None:
+        value = dict(_unpack_attributes(self._get(_METRICS) or b"")).get(_METRIC_MTU)
+        return int.from_bytes(value, sys.byteorder) if value else None
+
+    def with_mtu(self, mtu: int) -> Route:
+        """The same route with another MTU metric."""
+        metrics = dict(_unpack_attributes(self._get(_METRICS) or b""))
+        metrics[_METRIC_MTU] = struct.pack("=I", mtu)
+        others = tuple((kind, value) for kind, value in self.attributes if kind != _METRICS)
+        return replace(self, attributes=(*others, (_METRICS, _pack_attributes(metrics.items()))))
+
+    def restorable(self) -> Route:
+        """Without the state flags and duplicates that a dump shows and the kernel refuses in a new route."""
+        dropped: tuple[int, ...] = ()
+        if self._get(_NEXTHOP_ID):
+            dropped = (_OIF, _GATEWAY, _VIA, _MULTIPATH, _ENCAP, _ENCAP_TYPE)
+        attributes = tuple(
+            (kind, _without_hop_state(value) if kind == _MULTIPATH else value)
+            for kind, value in self.attributes
+            if kind not in dropped
+        )
+        flags = 0 if dropped else self.flags & _FLAG_ONLINK
+        return replace(self, flags=flags, attributes=attributes)
+
+    def pack(self) -> bytes:
+        """The body of a netlink message."""
+        table = self.table if self.table < 256 else 0
+        header = _HEADER.pack(
+            _AF_INET,
+            self.destination_length,
+            0,
+            self.tos,
+            table,
+            self.protocol,
+            self.scope,
+            self.type,
+            self.flags,
+        )
+        return header + _pack_attributes(self.attributes)
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Route:
+        _, length, _, tos, _, protocol, scope, kind, flags = _HEADER.unpack_from(body)
+        return cls(length, tos, protocol, scope, kind, flags, tuple(_unpack_attributes(body[_HEADER.size :])))
+
+    def _get(self, kind: int) -> bytes | None:
+        return next((value for k, value in self.attributes if k == kind), None)
+
+    def _number(self, kind: int) -> int | None:
+        value = self._get(kind)
+        return struct.unpack("=I", value)[0] if value else None
+
+    def _hops(self) -> Iterator[dict[int, Any]]:
+        data = self._get(_MULTIPATH) or b""
+        for offset, length in _hop_extents(data):
+            index = struct.unpack_from("=I", data, offset + 4)
+            yield {_OIF: index, **dict(_unpack_attributes(data[offset + 8 : offset + length]))}
+
+
+def default(gateway: IPv4Address, interface: int, source: IPv4Address, like: Route | None) -> Route:
+    """A default route of ours through ``gateway``, in front of all others.
+
+    ``like`` is the route that led there so far: whether its gateway is on the link, and its metrics, are
+    kept.
+    """
+    attributes = [
+        (_TABLE, struct.pack("=I", MAIN_TABLE)),
+        (_PREFSRC, source.packed),
+        (_GATEWAY, gateway.packed),
+        (_OIF, struct.pack("=I", interface)),
+    ]
+    flags = 0
+    if like and like.gateway == gateway and like.interface == interface:
+        flags = like.flags & _FLAG_ONLINK
+        attributes += [(kind, value) for kind, value in like.attributes if kind == _METRICS]
+    return Route(0, 0, PROTOCOL, _SCOPE_UNIVERSE, _TYPE_UNICAST, flags, tuple(attributes))
+
+
+def blackhole(address: IPv4Address) -> Route:
+    """A route of ours that swallows what is sent to ``address``."""
+    attributes = ((_TABLE, struct.pack("=I", MAIN_TABLE)), (_DST, address.packed))
+    return Route(32, 0, PROTOCOL, _SCOPE_UNIVERSE, _TYPE_BLACKHOLE, 0, attributes)
+
+
+def dump(rtnl: Any, table: int) -> list[Route]:
+    """All IPv4 routes of one table, in the order in which the kernel tries them within one prefix."""
+    messages = rtnl.get_routes(family=_AF_INET, table=table)
+    # Linux before 4.20 sends every table, whatever was asked for.
+    return [route for route in (Route.unpack(_body(message)) for message in messages) if route.table == table]
+
+
+def defaults(rtnl: Any) -> list[Route]:
+    """The default routes of the main table, best first."""
+    found = [r for r in dump(rtnl, MAIN_TABLE) if r.destination == _ANYWHERE and r.type == _TYPE_UNICAST and r.tos == 0]
+    return sorted(found, key=lambda route: route.metric)
+
+
+def ensure_front(journal: Journal, rtnl: Any, wanted: Route) -> list[str]:
+    """Make ``wanted`` (of ours, metric 0) the route that the kernel takes for its destination.
+
+    A route of metric 0 that is in the way is replaced and journalled; others stay behind ours. Returns what
+    was changed.
+    """
+    current = _front(rtnl, wanted.destination)
+    if current and _same(current, wanted):
+        return []
+    old = current if current and current.protocol != PROTOCOL else None
+    journal.add(
+        KIND,
+        _subject(wanted),
+        destination=str(wanted.destination),
+        old=old.restorable().pack().hex() if old else None,
+    )
+    rtnetlink.request(_NEW_ROUTE, wanted.pack(), _NLM_REPLACE | _NLM_CREATE)
+    verb = "replaced" if current else "added"
+    return [f"{verb} {_subject(wanted)}"]
+
+
+def ensure_local_mtu(journal: Journal, rtnl: Any, address: IPv4Address, loopback: int, mtu: int) -> list[str]:
+    """Give the local route of ``address`` on the loopback interface an MTU.
+
+    Everything else about the route stays the kernel's, so that it still goes away with the address.
+    """
+    route = _local(rtnl, address, loopback)
+    if route is None or route.mtu == mtu:
+        return []
+    journal.add(LOCAL_KIND, f"local route of {address}", address=str(address), old=route.restorable().pack().hex())
+    rtnetlink.request(_NEW_ROUTE, route.restorable().with_mtu(mtu).pack(), _NLM_REPLACE | _NLM_CREATE)
+    return [f"local route of {address}: mtu {route.mtu or 'unset'} → {mtu}"]
+
+
+def local_owners(rtnl: Any, address: IPv4Address) -> list[int]:
+    """Indexes of the interfaces that have ``address``."""
+    routes = dump(rtnl, LOCAL_TABLE)
+    return [
+        r.interface for r in routes if r.type == _TYPE_LOCAL and r.destination == IPv4Network(address) and r.interface
+    ]
+
+
+def undo(entry: Entry) -> None:
+    """Handler of entries about routes of ours: they go, and what they replaced comes back.
+
+    A route that somebody else has put there since is newer than what the journal knows, and stays.
+    """
+    old = _stored(entry)
+    with rtnetlink.socket("put the old route back") as rtnl:
+        current = _front(rtnl, IPv4Network(entry.facts["destination"]))
+        if old is None:
+            if current and current.protocol == PROTOCOL:
+                with rtnetlink.expect(errno.ESRCH):
+                    rtnetlink.request(_DELETE_ROUTE, current.restorable().pack(), 0)
+        elif current is None or current.protocol == PROTOCOL:
+            rtnetlink.request(_NEW_ROUTE, old.pack(), _NLM_REPLACE | _NLM_CREATE)
+
+
+def undo_local(entry: Entry) -> None:
+    """Handler of entries about the local route of an address on the loopback interface."""
+    old = _stored(entry)
+    assert old is not None and old.interface is not None
+    with rtnetlink.socket("put the old local route back") as rtnl:
+        current = _local(rtnl, IPv4Address(entry.facts["address"]), old.interface)
+        if current and current.restorable() != old:
+            rtnetlink.request(_NEW_ROUTE, old.pack(), _NLM_REPLACE | _NLM_CREATE)
+
+
+def _stored(entry: Entry) -> Route | None:
+    return Route.unpack(bytes.fromhex(entry.facts["old"])) if entry.facts["old"] else None
+
+
+def _subject(route: Route) -> str:
+    return "default route" if route.destination == _ANYWHERE else f"route to {route.destination}"
+
+
+def _front(rtnl: Any, destination: IPv4Network) -> Route | None:
+    """The route of metric 0 that NLM_F_REPLACE would replace: the first one of its prefix."""
+    found = (r for r in dump(rtnl, MAIN_TABLE) if r.destination == destination and r.metric == 0 and r.tos == 0)
+    return next(found, None)
+
+
+def _local(rtnl: Any, address: IPv4Address, loopback: int) -> Route | None:
+    for route in dump(rtnl, LOCAL_TABLE):
+        if route.type == _TYPE_LOCAL and route.destination == IPv4Network(address) and route.interface == loopback:
+            return route
+    return None
+
+
+def _same(one: Route, other: Route) -> bool:
+    one, other = one.restorable(), other.restorable()
+    return replace(one, attributes=()) == replace(other, attributes=()) and dict(one.attributes) == dict(
+        other.attributes
+    )
+
+
+def _body(message: Any) -> bytes:
+    start = message.offset
+    return bytes(message.data[start + rtnetlink.HEADER.size : start + message.length])
+
+
+def _unpack_attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    offset = 0
+    while offset + 4 <= len(data):
+        length, kind = struct.unpack_from("=HH", data, offset)
+        if length < 4:
+            return
+        yield kind & 0x3FFF, data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+
+
+def _pack_attributes(attributes: Any) -> bytes:
+    packed = b""
+    for kind, value in attributes:
+        packed += struct.pack("=HH", len(value) + 4, kind) + value + bytes(-len(value) % 4)
+    return packed
+
+
+def _hop_extents(data: bytes) -> Iterator[tuple[int, int]]:
+    """Offset and length of each struct rtnexthop of an RTA_MULTIPATH attribute."""
+    offset = 0
+    while offset + 8 <= len(data):
+        (length,) = struct.unpack_from("=H", data, offset)
+        if length < 8:
+            return
+        yield offset, length
+        offset += (length + 3) & ~3
+
+
+def _without_hop_state(data: bytes) -> bytes:
+    changed = bytearray(data)
+    for offset, _ in _hop_extents(data):
+        changed[offset + 2] &= _FLAG_ONLINK
+    return bytes(changed)

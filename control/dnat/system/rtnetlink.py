@@ -1,0 +1,65 @@
+"""pyroute2 as the rest of this package uses it: a short-lived socket, and errors that name what was
+attempted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket as sockets
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+from dnat.errors import PlatformError
+
+HEADER = struct.Struct("=IHHII")
+"""struct nlmsghdr: length, type, flags, sequence number, port."""
+
+_REQUEST_WITH_ACK = 0x1 | 0x4
+_ANSWER_SIZE = 4096
+
+
+@contextlib.contextmanager
+def socket(purpose: str) -> Iterator[Any]:
+    """A pyroute2 IPRoute of the calling thread's namespace, closed at the end.
+
+    ``purpose`` completes the sentence "cannot …" of the PlatformError that a refusal of the kernel becomes.
+    Errors that the caller expects must be caught inside (see ``expect``).
+    """
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        # No multicast groups: what others change meanwhile is no answer to our questions.
+        with IPRoute(groups=0, strict_check=True) as rtnl:
+            yield rtnl
+    except NetlinkError as error:
+        raise PlatformError(f"cannot {purpose}: {os.strerror(error.code)}") from error
+
+
+@contextlib.contextmanager
+def expect(*codes: int) -> Iterator[None]:
+    """Ignore the kernel's refusal if its errno is one of ``codes``."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        yield
+    except NetlinkError as error:
+        if error.code not in codes:
+            raise
+
+
+def request(message_type: int, body: bytes, flags: int) -> None:
+    """Send one message whose body is already in the kernel's encoding, and wait for the acknowledgement.
+
+    Raises pyroute2's NetlinkError as its own methods do, which can send only messages that they have built.
+    """
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    with sockets.socket(sockets.AF_NETLINK, sockets.SOCK_RAW, sockets.NETLINK_ROUTE) as channel:
+        channel.bind((0, 0))
+        channel.send(HEADER.pack(HEADER.size + len(body), message_type, _REQUEST_WITH_ACK | flags, 1, 0) + body)
+        (code,) = struct.unpack_from("=i", channel.recv(_ANSWER_SIZE), HEADER.size)
+    if code != 0:
+        raise NetlinkError(-code)
