@@ -1,0 +1,242 @@
+"""The host role: leases ports, puts them to use, and keeps it so."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from ipaddress import IPv4Address
+from typing import Any
+
+from dnat.config import HostSettings
+from dnat.daemon import attachments
+from dnat.daemon.leasing import Leasing, RefusedError, boottime
+from dnat.daemon.privileged import Privileged
+from dnat.dataplane import loader
+from dnat.dataplane.attach import Direction
+from dnat.dataplane.host import HostPlane
+from dnat.errors import PeerError, UsageError
+from dnat.instance import Instance
+from dnat.pap.messages import Want
+from dnat.system import links
+from dnat.system.host import ensure_host_network
+from dnat.system.links import Uplink
+from dnat.types import Lease, PortRange, Protocol, Purpose
+
+log = logging.getLogger(__name__)
+
+SWEEP_SECONDS = 5.0
+RECONCILE_SECONDS = 10.0
+ASK_AGAIN_SECONDS = 10.0
+RELEASE_SECONDS = 1.5
+
+
+class HostRole:
+    """PAP agent and host data plane of one LAN interface."""
+
+    def __init__(self, instance: Instance, settings: HostSettings, privileged: Privileged) -> None:
+        self._instance = instance
+        self._pins = instance.pins("host")
+        self._settings = settings
+        self._privileged = privileged
+        self._lacking = asyncio.Event()
+        self._applying = asyncio.Lock()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._uplink: Uplink
+        self._leasing: Leasing
+        self._plane: HostPlane
+
+    async def start(self) -> str:
+        """Lease ports, set up kernel and network; returns one line that says what was obtained. Raises DnatError."""
+        self._uplink = await self._privileged.run(links.default_gateway, self._settings.interface)
+        lan = await self._privileged.run(links.interface, self._uplink.interface)
+        server = IPv4Address(self._settings.server) if self._settings.server else self._uplink.gateway
+        host_id = self._instance.host_id(lan.mac or "")
+        self._leasing = Leasing(host_id, server, self._instance.saved_leases, self._lacking.set)
+        await self._leasing.open(self._uplink.address)
+        loading = asyncio.create_task(asyncio.to_thread(loader.ensure_loaded, "host", self._pins))
+        try:
+            if not self._leasing.adopt_saved():
+                await self._leasing.resume()
+            await self._ask_for_missing()
+        finally:
+            await loading
+        self._plane = HostPlane.open(self._pins)
+        await self._apply()
+        self._tasks = [asyncio.create_task(self._follow_leases()), asyncio.create_task(self._reconcile())]
+        self._tasks.append(asyncio.create_task(self._sweep()))
+        return self.summary()
+
+    async def stop(self, *, release: bool) -> None:
+        """End the tasks; give the leases back when ``release``. The data plane stays: ``down`` removes it."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if release:
+            try:
+                async with asyncio.timeout(RELEASE_SECONDS):
+                    await self._leasing.release([lease.id for lease in self._leasing.leases])
+            except (TimeoutError, PeerError):
+                log.warning("the server did not confirm the release: the leases end when they expire")
+        self._leasing.close()
+
+    def summary(self) -> str:
+        """What this host has, in one line."""
+        parts = [f"{lease.purpose.label} {lease.ports}" for lease in self._leasing.leases]
+        return f"{self._external()} ports {', '.join(sorted(parts))} leased from {self._leasing.server}"
+
+    async def request(self, want: Want) -> dict[str, Any]:
+        """Lease explicit ports for a program; returns when the data plane carries them. Raises PeerError."""
+        granted = await self._leasing.request(want)
+        await self._apply()
+        return {"lease": self._describe(granted.lease), "fewer": granted.fewer}
+
+    def lease_ids(self, ranges: Sequence[PortRange]) -> list[int]:
+        """The leases that hold these ports. Raises UsageError where there is none."""
+        found = []
+        for ports in ranges:
+            ids = [
+                lease.id for lease in self._leasing.leases if ports.first in lease.ports and ports.last in lease.ports
+            ]
+            if not ids:
+                raise UsageError(f"no lease here holds {ports}; `dnatctl show leases` lists them")
+            found += ids
+        return found
+
+    async def release(self, lease_ids: Sequence[int]) -> list[dict[str, Any]]:
+        """Give explicit leases back. Raises UsageError for a lease that is not there or that the host itself needs."""
+        held = {lease.id: lease for lease in self._leasing.leases}
+        for lease_id in lease_ids:
+            if lease_id not in held:
+                raise UsageError("no such lease here; `dnatctl show leases` lists them")
+            if held[lease_id].purpose is not Purpose.EXPLICIT:
+                raise UsageError(
+                    f"{held[lease_id].ports} are the host's own {held[lease_id].purpose.label} ports;"
+                    " `dnatctl down` gives them back"
+                )
+        await self._leasing.release(list(lease_ids))
+        await self._apply()
+        return [self._describe(held[lease_id]) for lease_id in lease_ids]
+
+    @property
+    def external_addresses(self) -> tuple[IPv4Address, ...]:
+        return tuple(dict.fromkeys(lease.address for lease in self._leasing.leases))
+
+    @property
+    def counters(self) -> dict[str, int]:
+        return self._plane.counters()
+
+    @property
+    def pap_counters(self) -> dict[str, int]:
+        return self._leasing.counters
+
+    def describe_leases(self) -> list[dict[str, Any]]:
+        """The leases for ``show``."""
+        return [self._describe(lease) for lease in self._leasing.leases]
+
+    def describe_bindings(self) -> list[dict[str, Any]]:
+        """The bindings for ``show``."""
+        address = str(self._external())
+        return [
+            {
+                "protocol": binding.protocol.label,
+                "local_port": binding.local_port,
+                "address": address,
+                "port": binding.port,
+                "idle": round(binding.idle, 1),
+            }
+            for binding in self._plane.bindings(time.monotonic())
+        ]
+
+    @staticmethod
+    def _describe(lease: Lease) -> dict[str, Any]:
+        return {
+            "id": f"{lease.id:016x}",
+            "address": str(lease.address),
+            "first": lease.ports.first,
+            "last": lease.ports.last,
+            "protocol": lease.protocol.label,
+            "purpose": lease.purpose.label,
+            "expires_in": max(0, round(lease.expires_at - boottime())),
+        }
+
+    def _external(self) -> IPv4Address | None:
+        """The external address that this host uses: that of its ephemeral ports."""
+        lease = self._lease_for(Purpose.EPHEMERAL)
+        return lease.address if lease else None
+
+    def _lease_for(self, purpose: Purpose) -> Lease | None:
+        return next((lease for lease in self._leasing.leases if lease.purpose is purpose), None)
+
+    async def _ask_for_missing(self) -> None:
+        """Lease the ports that the host itself needs and does not have."""
+        needs = {
+            Purpose.EPHEMERAL: self._settings.ephemeral_ports,
+            Purpose.TRANSLATED: self._settings.translated_ports,
+        }
+        missing = [
+            Want(count=count, protocol=Protocol.ANY, purpose=purpose, address=self._external())
+            for purpose, count in needs.items()
+            if self._lease_for(purpose) is None
+        ]
+        await asyncio.gather(*(self._leasing.request(want) for want in missing))
+
+    async def _follow_leases(self) -> None:
+        """Carry every change of the leases into the kernel, and replace what the host lost."""
+        while True:
+            await self._lacking.wait()
+            self._lacking.clear()
+            try:
+                await self._apply()
+                await self._ask_for_missing()
+                await self._apply()
+            except PeerError as error:
+                log.warning("%s", error)
+                retry_after = error.retry_after if isinstance(error, RefusedError) else None
+                await asyncio.sleep(retry_after or ASK_AGAIN_SECONDS)
+                self._lacking.set()
+
+    async def _apply(self) -> list[str]:
+        """Make data plane and network what the leases say; returns what had to be repaired."""
+        async with self._applying:
+            leases = self._leasing.leases
+            ephemeral = self._lease_for(Purpose.EPHEMERAL)
+            native = [(lease.ports, lease.protocol) for lease in leases if lease.purpose is not Purpose.TRANSLATED]
+            translated = [(lease.ports, lease.protocol) for lease in leases if lease.purpose is Purpose.TRANSLATED]
+            self._plane.set_ports(native, translated)
+            if ephemeral is None:
+                return []
+            return await self._privileged.run(self._ensure, ephemeral)
+
+    def _ensure(self, ephemeral: Lease) -> list[str]:
+        """Attach the programs, then let the host speak with the external address. Runs in a thread."""
+        journal, uplink = self._privileged.journal, self._uplink
+        self._plane.configure(ephemeral.address, uplink.index, uplink.gateway)
+        hooks: list[tuple[str, str, Direction]] = [
+            ("host_in", uplink.interface, "ingress"),
+            ("host_out", uplink.interface, "egress"),
+            ("host_loop", "lo", "egress"),
+        ]
+        changes = []
+        for hook in hooks:
+            changes += attachments.ensure_attached(journal, self._pins, *hook)
+        return changes + ensure_host_network(
+            journal, uplink.interface, ephemeral.address, uplink.gateway, ephemeral.ports
+        )
+
+    async def _reconcile(self) -> None:
+        """Undo what others undid: an address removed, a route replaced, a filter flushed."""
+        while True:
+            await asyncio.sleep(RECONCILE_SECONDS)
+            try:
+                for repaired in await self._apply():
+                    log.warning("repaired: %s", repaired)
+            except Exception:
+                log.exception("could not compare the network with what it should be")
+
+    async def _sweep(self) -> None:
+        """Remove bindings whose time has passed."""
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            self._plane.sweep(time.monotonic())

@@ -1,0 +1,184 @@
+"""The PAP agent with a socket and a clock: awaitable requests, and a callback when the leases change."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from dnat.daemon.alarm import Alarm
+from dnat.daemon.pap_socket import PapSocket
+from dnat.daemon.saved_leases import load_leases, save_leases
+from dnat.errors import PeerError
+from dnat.pap import events
+from dnat.pap.agent import Agent
+from dnat.pap.messages import AGENT_PORT, SERVER_PORT, Result, Want
+from dnat.types import Lease
+
+log = logging.getLogger(__name__)
+
+
+def boottime() -> float:
+    """Seconds since boot, sleep included: lease times that survive a restart of the daemon and changes of the clock."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class RefusedError(PeerError):
+    """The server said no, and why."""
+
+    def __init__(self, message: str, result: Result, retry_after: int | None) -> None:
+        super().__init__(message)
+        self.result = result
+        self.retry_after = retry_after
+
+
+class Leasing:
+    """Keeps a host's leases alive and saves them, so that a restarted daemon goes on with them."""
+
+    def __init__(self, host_id: bytes, server: IPv4Address, saved: Path, changed: Callable[[], None]) -> None:
+        self._agent = Agent(host_id, draw=lambda: secrets.randbits(64))
+        self._server = server
+        self._saved = saved
+        self._changed = changed
+        self._alarm = Alarm(self._tick, boottime)
+        self._requests: dict[int, asyncio.Future[events.Granted]] = {}
+        self._releases: dict[int, asyncio.Future[None]] = {}
+        self._resume: asyncio.Future[None] | None = None
+        self._socket: PapSocket
+
+    @property
+    def server(self) -> IPv4Address:
+        return self._server
+
+    @property
+    def leases(self) -> tuple[Lease, ...]:
+        return self._agent.leases
+
+    @property
+    def counters(self) -> dict[str, int]:
+        return dict(self._agent.counters)
+
+    async def open(self, address: IPv4Address) -> None:
+        """Open the agent's socket on the LAN address. Raises PlatformError."""
+        self._socket = await PapSocket.open(address, AGENT_PORT, self._received)
+
+    def adopt_saved(self) -> bool:
+        """Take up the leases that an earlier daemon left; False when there are none that still stand."""
+        saved = load_leases(self._saved, boottime())
+        if saved is None:
+            return False
+        self._agent.adopt(saved.leases, boottime(), saved.epoch)
+        self._pump()
+        return True
+
+    async def resume(self) -> None:
+        """Ask the server which leases this host holds. Raises PeerError when nobody answers."""
+        self._resume = asyncio.get_running_loop().create_future()
+        self._agent.resume(boottime())
+        self._pump()
+        await self._resume
+
+    async def request(self, want: Want) -> events.Granted:
+        """Ask for ports. Raises RefusedError, or PeerError when nobody answers."""
+        ticket = self._agent.want(want, boottime())
+        self._requests[ticket] = asyncio.get_running_loop().create_future()
+        self._pump()
+        return await self._requests[ticket]
+
+    async def release(self, lease_ids: list[int]) -> None:
+        """Give leases back and wait until the server has confirmed."""
+        for lease_id in lease_ids:
+            self._releases[lease_id] = asyncio.get_running_loop().create_future()
+            self._agent.release(lease_id, boottime())
+        waiting = [self._releases[lease_id] for lease_id in lease_ids]
+        self._pump()
+        await asyncio.gather(*waiting)
+
+    def close(self) -> None:
+        self._alarm.set(None)
+        self._socket.close()
+
+    def _received(self, datagram: bytes, source: tuple[IPv4Address, int]) -> None:
+        if source == (self._server, SERVER_PORT):
+            self._agent.receive(datagram, boottime())
+            self._pump()
+
+    def _tick(self) -> None:
+        self._agent.timeout(boottime())
+        self._pump()
+
+    def _pump(self) -> None:
+        """Send what the core wants sent, and act on what happened."""
+        for datagram in self._agent.datagrams():
+            self._socket.send(datagram, (self._server, SERVER_PORT))
+        happened = self._agent.events()
+        for event in happened:
+            self._act(event)
+        if happened:
+            save_leases(self._saved, self._agent.leases, self._agent.epoch_state)
+            self._changed()
+        self._alarm.set(self._agent.next_deadline)
+
+    def _act(self, event: events.Event) -> None:
+        match event:
+            case events.Granted(ticket=ticket):
+                if future := self._requests.pop(ticket, None):
+                    future.set_result(event)
+            case events.Refused(ticket=ticket):
+                self._fail(ticket, RefusedError(_refusal(event), event.result, event.retry_after))
+            case events.Unanswered(ticket=ticket, attempts=attempts):
+                self._unanswered(ticket, attempts)
+            case events.Resumed():
+                if self._resume is not None and not self._resume.done():
+                    self._resume.set_result(None)
+            case events.Released(lease_id=lease_id):
+                if released := self._releases.pop(lease_id, None):
+                    released.set_result(None)
+            case events.Lost(lease=lease, reason=reason):
+                log.warning("lost %s:%s (%s)", lease.address, lease.ports, reason)
+            case events.EpochLost():
+                log.warning("the server lost its leases: registering ours again")
+            case _:
+                pass
+
+    def _unanswered(self, ticket: int | None, attempts: int) -> None:
+        error = PeerError(
+            f"no PAP server answered at {self._server}, asked {attempts} times. Is dnat up there with the role"
+            ' "server"? If it is elsewhere, set host.server in /etc/dnat/dnat.toml'
+        )
+        if ticket is not None:
+            self._fail(ticket, error)
+        elif self._resume is not None and not self._resume.done():
+            self._resume.set_exception(error)
+        elif self._releases:
+            for released in self._releases.values():
+                released.set_exception(error)
+            self._releases.clear()
+        else:
+            log.warning("%s", error)
+
+    def _fail(self, ticket: int, error: PeerError) -> None:
+        if future := self._requests.pop(ticket, None):
+            future.set_exception(error)
+
+
+_ADVICE = {
+    Result.POOL_EXHAUSTED: "ask for fewer ports, release some, or let the operator widen server.ports",
+    Result.PORT_TAKEN: "another host has it: ask for other ports; `dnatctl show owners` on the server says who",
+    Result.PORT_HELD: "it was freed a moment ago and is kept back for a while",
+    Result.OUTSIDE_POOL: "the server does not give out these ports; see server.ports and server.specific_ports there",
+    Result.QUOTA_EXCEEDED: "release ports that are not needed: dnatctl release",
+}
+
+
+def _refusal(event: events.Refused) -> str:
+    """One sentence: what the server said, and what to do."""
+    said = event.reason or event.result.label.replace("-", " ")
+    advice = _ADVICE.get(event.result)
+    if advice and event.retry_after:
+        advice += f"; try again in {event.retry_after} s"
+    return f"the server refused: {said}" + (f" ({advice})" if advice else "")

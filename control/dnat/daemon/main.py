@@ -1,0 +1,265 @@
+"""The daemon of one instance: takes up its roles, says that it is ready, runs until told to stop.
+
+SIGTERM ends the daemon and leaves data plane, addresses and routes in place, so that it can be restarted or upgraded
+without losing a packet; ``dnatctl down`` ends it and then undoes everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import IO, Any
+
+from dnat import __version__
+from dnat.config import Config
+from dnat.daemon.api import ApiServer
+from dnat.daemon.host import HostRole
+from dnat.daemon.privileged import Privileged
+from dnat.daemon.router import RouterRole
+from dnat.daemon.server import ServerRole, pool
+from dnat.dataplane import loader
+from dnat.errors import DnatError, PlatformError, UsageError
+from dnat.instance import Instance
+from dnat.pap.messages import Want
+from dnat.store import SqliteStore
+from dnat.system import links
+from dnat.system.journal import Journal
+from dnat.types import Parity, PortRange, Protocol, Purpose
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1
+
+
+class Daemon:
+    """Joins the roles of one configuration."""
+
+    def __init__(self, instance: Instance, config: Config) -> None:
+        self._instance = instance
+        self._config = config
+        self._privileged = Privileged(Journal(instance.journal))
+        self._stopping = asyncio.Event()
+        self._release = False
+        self._server: ServerRole | None = None
+        self._router: RouterRole | None = None
+        self._host: HostRole | None = None
+        self._api = ApiServer(
+            instance.socket,
+            readers={"show": self._show, "status": self._status},
+            writers={"request": self._request, "release": self._release_leases, "stop": self._stop},
+        )
+
+    async def start(self) -> str:
+        """Take up the roles in the order in which they need each other; returns what was obtained."""
+        await self._privileged.run(loader.ensure_bpffs)
+        if "server" in self._config.roles:
+            await self._start_server()
+        if "host" in self._config.roles:
+            self._host = HostRole(self._instance, self._config.host, self._privileged)
+            await self._host.start()
+        await self._api.start()
+        return "; ".join(self._summaries())
+
+    async def run(self) -> None:
+        """Wait for SIGTERM, SIGINT or ``stop``, then end in good order."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        await self._stopping.wait()
+        await self.stop()
+
+    async def stop(self) -> None:
+        """End the roles; the data plane stays."""
+        self._api.stop()
+        if self._host is not None:
+            await self._host.stop(release=self._release)
+        if self._router is not None:
+            await self._router.stop()
+        if self._server is not None:
+            await self._server.stop()
+        self._privileged.close()
+
+    async def _start_server(self) -> None:
+        """Server, and router beside it: routers know of a lease before the host that holds it does."""
+        settings = self._config.server
+        store = SqliteStore(self._instance.store)
+        listen, network = await self._privileged.run(_server_address, self._config)
+        self._server = server = ServerRole(settings, store, listen, network)
+        records = await server.load()
+        if "router" in self._config.roles:
+            leasable = pool(settings)
+            self._router = RouterRole(
+                self._instance,
+                self._config.router,
+                self._privileged,
+                leasable.addresses,
+                leasable.ports + leasable.specific,
+                server.offence,
+            )
+            await self._router.start(records)
+            store.watch(self._router.follow)
+        await server.listen()
+
+    def _summaries(self) -> list[str]:
+        return [role.summary() for role in (self._server, self._router, self._host) if role is not None]
+
+    async def _status(self) -> dict[str, Any]:
+        return {
+            "instance": self._instance.name,
+            "version": __version__,
+            "pid": os.getpid(),
+            "roles": list(self._config.roles),
+            "summary": self._summaries(),
+        }
+
+    async def _show(self) -> dict[str, Any]:
+        """The document of ``show -o json`` (docs/show.md)."""
+        addresses: dict[IPv4Address, None] = {}
+        document: dict[str, Any] = {
+            "schema": SCHEMA,
+            "instance": self._instance.name,
+            "roles": list(self._config.roles),
+            "external_addresses": [],
+            "leases": [],
+            "bindings": [],
+            "owners": [],
+            "counters": {},
+            "pap": {},
+        }
+        if self._server is not None:
+            addresses |= dict.fromkeys(self._server.external_addresses)
+            document["leases"] += self._server.describe_leases()
+            document["owners"] += self._server.describe_owners()
+            document["pap"]["server"] = self._server.counters
+        if self._host is not None:
+            addresses |= dict.fromkeys(self._host.external_addresses)
+            if self._server is None:
+                document["leases"] += self._host.describe_leases()
+            document["bindings"] += self._host.describe_bindings()
+            document["pap"]["agent"] = self._host.pap_counters
+            document["counters"] |= self._host.counters
+        if self._router is not None:
+            document["counters"] |= self._router.counters
+        document["external_addresses"] = [str(address) for address in addresses]
+        return document
+
+    async def _request(
+        self,
+        count: int = 1,
+        first: int | None = None,
+        protocol: str = "any",
+        parity: str = "any",
+        exact: bool = False,
+        lifetime: int = 0,
+    ) -> dict[str, Any]:
+        want = Want(
+            count=count,
+            protocol=Protocol[protocol.upper()],
+            purpose=Purpose.EXPLICIT,
+            parity=Parity[parity.upper()],
+            exact=exact,
+            first=first,
+            lifetime=lifetime,
+        )
+        return await self._need_host().request(want)
+
+    async def _release_leases(self, ids: list[str] | None = None, ports: list[str] | None = None) -> dict[str, Any]:
+        host = self._need_host()
+        wanted = [int(text, 16) for text in ids or []]
+        wanted += host.lease_ids([PortRange.parse(text) for text in ports or []])
+        return {"released": await host.release(wanted)}
+
+    async def _stop(self, release: bool = False) -> dict[str, Any]:
+        self._release = release
+        asyncio.get_running_loop().call_later(0.05, self._stopping.set)
+        return {"pid": os.getpid()}
+
+    def _need_host(self) -> HostRole:
+        if self._host is None:
+            raise UsageError(
+                f'this machine has the roles {", ".join(self._config.roles)}; ports are leased by a "host"'
+            )
+        return self._host
+
+
+def _server_address(config: Config) -> tuple[IPv4Address, IPv4Network]:
+    """The LAN address to serve, and its network. Raises PlatformError."""
+    if config.server.listen:
+        wanted = IPv4Address(config.server.listen)
+        for link in links.interfaces():
+            for address in link.addresses:
+                if address.ip == wanted:
+                    return wanted, address.network
+        raise PlatformError(f"server.listen: {wanted} is no address of this machine")
+    name = config.router.lan or links.default_gateway().interface
+    addresses = links.interface(name).addresses
+    if not addresses:
+        raise PlatformError(f"{name} has no IPv4 address yet: give it its LAN address first")
+    return addresses[0].ip, addresses[0].network
+
+
+class Readiness:
+    """Tells whoever started the daemon how that went: ``dnatctl up`` through a pipe, systemd through its socket."""
+
+    def __init__(self, pipe: int | None) -> None:
+        self._pipe = pipe
+
+    def tell(self, *, error: DnatError | None = None, summary: str = "") -> None:
+        """Say it once."""
+        if self._pipe is not None:
+            kind = type(error).__name__ if error else None
+            with os.fdopen(self._pipe, "w") as pipe:
+                json.dump({"kind": kind, "message": str(error) if error else summary}, pipe)
+            self._pipe = None
+        if error is None and (address := os.environ.get("NOTIFY_SOCKET")):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+                notify.connect(address.replace("@", "\0", 1))
+                notify.send(b"READY=1\nSTATUS=" + summary.encode())
+
+
+def lock(path: Path) -> IO[str]:
+    """Take the instance's pid file; the kernel lets go of it when the process ends, however it ends.
+
+    Raises UsageError when another daemon has it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError("dnat is already up here; see: dnatctl status") from None
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+async def _serve(instance: Instance, config: Config, readiness: Readiness) -> None:
+    daemon = Daemon(instance, config)
+    summary = await daemon.start()
+    log.info("up: %s", summary)
+    readiness.tell(summary=summary)
+    await daemon.run()
+
+
+def run(config: Config, pipe: int | None = None) -> int:
+    """Be the daemon of the current network namespace until told to stop; returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    readiness = Readiness(pipe)
+    instance = Instance.current()
+    try:
+        with lock(instance.pid_file):
+            asyncio.run(_serve(instance, config, readiness))
+    except DnatError as error:
+        log.error("%s", error)
+        readiness.tell(error=error)
+        return error.exit_code
+    return 0

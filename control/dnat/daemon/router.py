@@ -1,0 +1,160 @@
+"""The router role: follows the lease store and keeps the data plane's owner map."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Address
+
+from dnat.config import RouterSettings
+from dnat.daemon import attachments
+from dnat.daemon.privileged import Privileged
+from dnat.dataplane import loader
+from dnat.dataplane.attach import Direction
+from dnat.dataplane.router import Offence, RouterPlane
+from dnat.instance import Instance
+from dnat.leases.records import Change, DropLease, LeaseRecord, PutLease
+from dnat.system import links
+from dnat.system.nft import SharedAddress
+from dnat.system.router import ensure_router_network
+from dnat.types import Owner, PortRange, Protocol
+
+log = logging.getLogger(__name__)
+
+RECONCILE_SECONDS = 10.0
+
+OffenceHandler = Callable[[IPv4Address, IPv4Address, int, Protocol], None]
+"""Sender's LAN address, external address, port, protocol."""
+
+
+class RouterRole:
+    """Router data plane between one LAN and one WAN interface."""
+
+    def __init__(
+        self,
+        instance: Instance,
+        settings: RouterSettings,
+        privileged: Privileged,
+        externals: Sequence[IPv4Address],
+        leasable: tuple[PortRange, ...],
+        offence: OffenceHandler,
+    ) -> None:
+        assert settings.lan is not None and settings.wan is not None
+        self._pins = instance.pins("router")
+        self._lan, self._wan = settings.lan, settings.wan
+        self._own_ports = PortRange.parse(settings.own_ports)
+        self._privileged = privileged
+        self._externals = externals
+        self._leasable = leasable
+        self._offence = offence
+        self._owners: dict[int, Owner] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._plane: RouterPlane
+
+    async def start(self, records: Sequence[LeaseRecord]) -> None:
+        """Load and fill the data plane, then let packets through it. Raises DnatError."""
+        self._owners = {record.id: _owner(record) for record in records if record.address in self._externals}
+        await asyncio.to_thread(loader.ensure_loaded, "router", self._pins)
+        self._plane = RouterPlane.open(self._pins)
+        await self._privileged.run(self._fill)
+        await self._privileged.run(self._ensure)
+        asyncio.get_running_loop().add_reader(self._plane.fileno(), self._offended)
+        self._tasks = [asyncio.create_task(self._reconcile())]
+
+    async def stop(self) -> None:
+        """End the tasks; the data plane stays: ``down`` removes it."""
+        asyncio.get_running_loop().remove_reader(self._plane.fileno())
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._plane.close()
+
+    def summary(self) -> str:
+        """What this router does, in one line."""
+        return f"routing {self._lan} to {self._wan}"
+
+    def follow(self, changes: Sequence[Change]) -> None:
+        """Carry committed changes of the leases into the owner map: the store calls this before an answer leaves."""
+        add, remove = [], []
+        for change in changes:
+            match change:
+                case PutLease(record) if record.address in self._externals:
+                    owner, former = _owner(record), self._owners.get(record.id)
+                    self._owners[record.id] = owner
+                    if owner != former:
+                        add.append(owner)
+                case DropLease(lease_id):
+                    if former := self._owners.pop(lease_id, None):
+                        remove.append(former)
+                case _:
+                    pass
+        if add or remove:
+            self._plane.apply(add, remove)
+        if add:
+            self._tasks = [task for task in self._tasks if not task.done()]
+            self._tasks.append(asyncio.create_task(self._learn_macs()))
+
+    @property
+    def counters(self) -> dict[str, int]:
+        return self._plane.counters()
+
+    def _fill(self) -> None:
+        lan, wan = links.interface(self._lan), links.interface(self._wan)
+        self._plane.configure(lan.index, wan.index, {one.address: one.own for one in self._shared()})
+        self._plane.set_owners(self._owners.values())
+        self._plane.learn_macs()
+
+    def _ensure(self) -> list[str]:
+        """Compare network and attachments with what they should be, and repair. Runs in the privileged thread."""
+        journal, shared = self._privileged.journal, self._shared()
+        own = any(one.own for one in shared)
+        changes = ensure_router_network(journal, self._lan, self._wan, shared, self._own_ports if own else None)
+        hooks: list[tuple[str, str, Direction]] = [
+            ("router_wan", self._wan, "ingress"),
+            ("router_lan", self._lan, "ingress"),
+        ]
+        if own:
+            hooks.append(("router_loop", "lo", "egress"))
+        for hook in hooks:
+            changes += attachments.ensure_attached(journal, self._pins, *hook)
+        return changes
+
+    def _shared(self) -> list[SharedAddress]:
+        local = {address.ip for link in links.interfaces() if link.name != "lo" for address in link.addresses}
+        return [SharedAddress(address, address in local, self._leasable) for address in self._externals]
+
+    def _offended(self) -> None:
+        self._tasks = [task for task in self._tasks if not task.done()]
+        self._tasks.append(asyncio.create_task(self._report_offences()))
+
+    async def _report_offences(self) -> None:
+        for offence in await self._privileged.run(self._plane.drain_offences):
+            log.warning("%s (%s) sent from port %d, which is not its own", offence.host, offence.mac, offence.port)
+            if offence.host is not None:
+                self._offence(offence.host, offence.address, offence.port, _protocol(offence))
+
+    async def _learn_macs(self) -> None:
+        await self._privileged.run(self._plane.learn_macs)
+
+    async def _reconcile(self) -> None:
+        """Repair what others undid, and learn link addresses that were not known yet."""
+        while True:
+            await asyncio.sleep(RECONCILE_SECONDS)
+            try:
+                for repaired in await self._privileged.run(self._ensure):
+                    log.warning("repaired: %s", repaired)
+                await self._learn_macs()
+            except Exception:
+                log.exception("could not compare the network with what it should be")
+
+
+def _owner(record: LeaseRecord) -> Owner:
+    return Owner(record.address, record.ports, record.protocol, record.host)
+
+
+def _protocol(offence: Offence) -> Protocol:
+    try:
+        return Protocol(offence.protocol)
+    except ValueError:
+        return Protocol.ANY
