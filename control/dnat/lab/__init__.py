@@ -1,0 +1,1 @@
+"""The lab: real kernels' networks made of namespaces, on one machine."""
