@@ -1,0 +1,117 @@
+"""``dnatctl lab``: a whole network in namespaces on one machine, to try everything in."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from dnat.errors import UsageError
+
+_prefix = click.option(
+    "--prefix", default="dnat", show_default=True, help="Name of the lab; namespaces are PREFIX-NODE."
+)
+
+
+@click.group()
+def lab() -> None:
+    """Router, phones, SIP host and the outside, as network namespaces on this machine.
+
+    \b
+    sudo dnatctl lab up
+    sudo dnatctl lab exec phone1 -- dnatctl show
+    sudo dnatctl lab exec phone1 -- ping -c 2 203.0.113.2
+    sudo dnatctl lab down
+    """
+
+
+@lab.command()
+@click.option("--phones", type=click.IntRange(1, 100), default=2, show_default=True)
+@click.option("--own-address", is_flag=True, help="Share the router's own WAN address instead of a routed one.")
+@_prefix
+def up(phones: int, own_address: bool, prefix: str) -> None:
+    """Build the lab and bring every node up. Doing it twice is harmless."""
+    from dnat.lab import control
+    from dnat.lab.topology import Topology
+
+    _require_root("lab up")
+    control.up(Topology(prefix=prefix, phones=phones, own_address=own_address), click.echo)
+
+
+@lab.command()
+@_prefix
+def down(prefix: str) -> None:
+    """Take the lab down, whatever state it is in."""
+    from dnat.lab import builder
+
+    _require_root("lab down")
+    removed = builder.destroy(prefix)
+    click.echo(f"removed {len(removed)} namespaces" if removed else f"there was no lab called {prefix}")
+
+
+@lab.command()
+@_prefix
+def status(prefix: str) -> None:
+    """Say what every node is doing. Exit code 1 when one of them is not up."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from dnat.lab import control
+
+    topology = control.find(prefix)
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for name in ("node", "address", "roles", "state"):
+        table.add_column(name)
+    nodes = control.status(topology)
+    for one in nodes:
+        mark = "[green]up[/]" if one.up else "[red]down[/]"
+        table.add_row(
+            one.node.name,
+            str(one.node.address),
+            ", ".join(one.node.roles) or "outside",
+            f"{mark} {one.summary}",
+        )
+    Console().print(table)
+    if not all(one.up for one in nodes):
+        sys.exit(1)
+
+
+@lab.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("node")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@_prefix
+def exec_(node: str, command: tuple[str, ...], prefix: str) -> None:
+    """Run COMMAND in NODE, as if logged in there.
+
+    \b
+    sudo dnatctl lab exec phone1 -- dnatctl show
+    """
+    from dnat.lab import control
+
+    _require_root("lab exec")
+    # click hands a "--" on that stands behind the node's name.
+    control.execute(control.find(prefix), node, command[1:] if command[0] == "--" else command)
+
+
+@lab.command()
+@click.option("--output", type=click.Path(path_type=Path), default=Path("demo-output"), show_default=True)
+@_prefix
+def demo(output: Path, prefix: str) -> None:
+    """Two phones behind one address make real calls; writes captures and pictures to OUTPUT."""
+    from dnat.lab.demo import run_demo
+    from dnat.lab.topology import Topology
+
+    _require_root("lab demo")
+    if not run_demo(Topology(prefix=prefix), output):
+        sys.exit(1)
+
+
+def _require_root(command: str) -> None:
+    from dnat.errors import PlatformError
+    from dnat.system.netns import require_root
+
+    try:
+        require_root()
+    except PlatformError:
+        raise UsageError(f"namespaces need root: sudo dnatctl {command}") from None

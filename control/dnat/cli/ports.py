@@ -1,0 +1,90 @@
+"""``dnatctl request`` and ``release``: extra or specific ports for programs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from dnat.client import Client
+from dnat.errors import UsageError
+from dnat.instance import Instance
+from dnat.types import Parity, PortRange, Protocol
+
+_output = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+
+
+@click.command()
+@click.option("--ports", "count", type=click.IntRange(1, 65535), help="How many consecutive ports.  [1]")
+@click.option("--port", "specific", metavar="PORT[-LAST]", help="Exactly these ports.")
+@click.option("--protocol", type=click.Choice([p.label for p in Protocol]), default="any", show_default=True)
+@click.option("--parity", type=click.Choice([p.label for p in Parity]), default="any", show_default=True)
+@click.option("--exact", is_flag=True, help="All or nothing; otherwise fewer ports may be granted.")
+@click.option("--lifetime", type=click.IntRange(0, 86400), default=0, help="Seconds; 0 leaves it to the server.")
+@_output
+def request(
+    count: int | None,
+    specific: str | None,
+    protocol: str,
+    parity: str,
+    exact: bool,
+    lifetime: int,
+    output: str,
+) -> None:
+    """Lease ports for a program that binds them itself.
+
+    \b
+    Examples:  sudo dnatctl request --port 5060 --protocol udp
+               sudo dnatctl request --ports 10 --parity even -o json
+    """
+    if count is not None and specific is not None:
+        raise UsageError("--ports asks for a number of ports, --port for particular ones: use one of them")
+    wanted = _range(specific) if specific is not None else None
+    with Client(Instance.current().socket) as client:
+        answer = client.call(
+            "request",
+            count=len(wanted) if wanted else count or 1,
+            first=wanted.first if wanted else None,
+            protocol=protocol,
+            parity=parity,
+            exact=exact,
+            lifetime=lifetime,
+        )
+    if output == "json":
+        click.echo(json.dumps(answer))
+        return
+    fewer = f" ({count} were asked for)" if answer["fewer"] else ""
+    click.echo(f"leased {_lease_text(answer['lease'])}{fewer}")
+
+
+@click.command()
+@click.argument("leases", nargs=-1, required=True, metavar="LEASE...")
+@_output
+def release(leases: tuple[str, ...], output: str) -> None:
+    """Give leases back. LEASE is the identifier, a port in it, or its range, as `dnatctl show leases` prints them.
+
+    \b
+    Example:  sudo dnatctl release 5060
+    """
+    ids = [text for text in leases if len(text) == 16]
+    ports = [str(_range(text)) for text in leases if len(text) != 16]
+    with Client(Instance.current().socket) as client:
+        answer = client.call("release", ids=ids, ports=ports)
+    if output == "json":
+        click.echo(json.dumps(answer))
+        return
+    for lease in answer["released"]:
+        click.echo(f"released {_lease_text(lease)}")
+
+
+def _lease_text(lease: dict[str, Any]) -> str:
+    ports = PortRange(lease["first"], lease["last"])
+    return f"{lease['address']}:{ports} ({lease['protocol']}, expires in {lease['expires_in']} s)"
+
+
+def _range(text: str) -> PortRange:
+    try:
+        return PortRange.parse(text)
+    except ValueError:
+        raise UsageError(f'"{text}" is neither a port nor a range of ports, as 5060 or 20000-20009') from None
