@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address
 
@@ -51,6 +52,8 @@ class RouterRole:
         self._owners: dict[int, Owner] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._plane: RouterPlane
+        # The privileged thread learns addresses while the event loop carries in leases.
+        self._plane_lock = threading.Lock()
 
     async def start(self, records: Sequence[LeaseRecord]) -> None:
         """Load and fill the data plane, then let packets through it. Raises DnatError."""
@@ -90,7 +93,8 @@ class RouterRole:
                 case _:
                     pass
         if add or remove:
-            self._plane.apply(add, remove)
+            with self._plane_lock:
+                self._plane.apply(add, remove)
         if add:
             self._tasks = [task for task in self._tasks if not task.done()]
             self._tasks.append(asyncio.create_task(self._learn_macs()))
@@ -100,15 +104,21 @@ class RouterRole:
         return self._plane.counters()
 
     def _fill(self) -> None:
-        lan, wan = links.interface(self._lan), links.interface(self._wan)
-        self._plane.configure(lan.index, wan.index, {one.address: one.own for one in self._shared()})
+        self._configure(self._shared())
         self._plane.set_owners(self._owners.values())
-        self._plane.learn_macs()
+        self._learn()
+
+    def _configure(self, shared: Sequence[SharedAddress]) -> None:
+        """Tell the data plane the interfaces and addresses, which may have changed since it was last told."""
+        lan, wan = links.interface(self._lan), links.interface(self._wan)
+        with self._plane_lock:
+            self._plane.configure(lan.index, wan.index, {one.address: one.own for one in shared})
 
     def _ensure(self) -> list[str]:
         """Compare network and attachments with what they should be, and repair. Runs in the privileged thread."""
         journal, shared = self._privileged.journal, self._shared()
         own = any(one.own for one in shared)
+        self._configure(shared)
         changes = ensure_router_network(journal, self._lan, self._wan, shared, self._own_ports if own else None)
         hooks: list[tuple[str, str, Direction]] = [
             ("router_wan", self._wan, "ingress"),
@@ -135,7 +145,11 @@ class RouterRole:
                 self._offence(offence.host, offence.address, offence.port, _protocol(offence))
 
     async def _learn_macs(self) -> None:
-        await self._privileged.run(self._plane.learn_macs)
+        await self._privileged.run(self._learn)
+
+    def _learn(self) -> None:
+        with self._plane_lock:
+            self._plane.learn_macs()
 
     async def _reconcile(self) -> None:
         """Repair what others undid, and learn link addresses that were not known yet."""

@@ -60,6 +60,7 @@ class ServerRole:
         """Open the socket: from here on hosts are served. Raises PlatformError."""
         self._socket = await PapSocket.open(self._listen, SERVER_PORT, self._received)
         self._committer = asyncio.create_task(self._commit())
+        self._take_back_strays()
         self._tick()
 
     async def stop(self) -> None:
@@ -133,6 +134,12 @@ class ServerRole:
         table = LeaseTable(self._pool, hold=self._hold_down)
         table.load(state.records, state.holds)
         return table
+
+    def _take_back_strays(self) -> None:
+        """The configuration no longer has these addresses or ports: tell the hosts at once."""
+        if strays := [record.id for record in self._core.table.strays()]:
+            log.warning("%d leases are outside of the configured pool and are taken back", len(strays))
+            self.invalidate(strays, Result.ADDRESS_CHANGED)
 
     def _received(self, datagram: bytes, source: tuple[IPv4Address, int]) -> None:
         self._core.receive(datagram, source, time.time())
