@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from dnat.cli.console import output as console_output
 from dnat.errors import UsageError
 
 _prefix = click.option(
@@ -54,7 +55,6 @@ def down(prefix: str) -> None:
 @_prefix
 def status(prefix: str) -> None:
     """Say what every node is doing. Exit code 1 when one of them is not up."""
-    from rich.console import Console
     from rich.table import Table
 
     from dnat.lab import control
@@ -72,7 +72,7 @@ def status(prefix: str) -> None:
             ", ".join(one.node.roles) or "outside",
             f"{mark} {one.summary}",
         )
-    Console().print(table)
+    console_output().print(table)
     if not all(one.up for one in nodes):
         sys.exit(1)
 
@@ -98,12 +98,16 @@ def exec_(node: str, command: tuple[str, ...], prefix: str) -> None:
 @click.option("--output", type=click.Path(path_type=Path), default=Path("demo-output"), show_default=True)
 @_prefix
 def demo(output: Path, prefix: str) -> None:
-    """Two phones behind one address make real calls; writes captures and pictures to OUTPUT."""
+    """Two phones behind one address make real calls; writes captures and pictures to OUTPUT.
+
+    The calls are made in the lab that is up, if there is one.
+    """
+    from dnat.lab import builder
     from dnat.lab.demo import run_demo
     from dnat.lab.topology import Topology
 
     _require_root("lab demo")
-    if not run_demo(Topology(prefix=prefix), output):
+    if not run_demo(builder.find(prefix) or Topology(prefix=prefix), output, console_output()):
         sys.exit(1)
 
 

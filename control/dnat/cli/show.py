@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from dnat.cli.console import output as console_output
 from dnat.client import Client
 from dnat.instance import Instance
 
@@ -27,15 +28,14 @@ def show(section: str | None, output: str) -> None:
     if output == "json":
         click.echo(json.dumps({section: document[section]} if section else document, indent=2))
         return
-    from rich.console import Console
-
-    console = Console()
+    console = console_output()
     if section is None:
         roles = ", ".join(document["roles"])
         console.print(f"[bold]{document['instance']}[/]  {roles}  external {', '.join(document['external_addresses'])}")
     for name in (section,) if section else _SECTIONS:
-        if section or document[name]:
-            console.print(_TABLES[name](document[name]))
+        table = _TABLES[name](document[name])
+        if section or table.row_count:
+            console.print(table)
 
 
 def _table(title: str, columns: dict[str, str]) -> Any:

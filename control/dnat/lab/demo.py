@@ -13,14 +13,15 @@ from dnat.lab.topology import Topology
 from dnat.system import netns
 
 
-def run_demo(topology: Topology, output: Path, console: Console | None = None) -> bool:
+def run_demo(topology: Topology, output: Path, console: Console) -> bool:
     """Bring the lab up unless it is, make all calls, say what came of it; whether all of it worked.
 
     Pictures, captures, recordings and the phones' logs go to ``output``. Raises DnatError when the lab, a
     phone or a capture fails altogether: the message names the log.
     """
     netns.require_root()
-    console = console or Console()
+    # Phones run in directories of their own.
+    output = output.absolute()
     with console.status("starting the lab …") as status:
 
         def say(step: str) -> None:

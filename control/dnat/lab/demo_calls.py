@@ -93,11 +93,7 @@ class JudgedCall:
         return tuple(seen for seen in (self.there, self.back) if seen is not None)
 
 
-def make_calls(
-    round_: Round,
-    phones: Mapping[str, Phone],
-    talk: float = TALK,
-) -> list[MadeCall]:
+def make_calls(round_: Round, phones: Mapping[str, Phone], talk: float) -> list[MadeCall]:
     """Make the calls of one round; returns when all have ended. Raises PhoneError when one cannot be made."""
     live: list[tuple[Plan, str]] = []
     began = 0.0
@@ -130,7 +126,7 @@ def _collect(plan: Plan, call_id: str, caller: Phone, callee: Phone) -> MadeCall
     return MadeCall(plan, call_id, *reports, *heard)
 
 
-def judge(made: MadeCall, at: Mapping[str, Traffic], wan: Traffic, hairpin: bool, talk: float = TALK) -> JudgedCall:
+def judge(made: MadeCall, at: Mapping[str, Traffic], wan: Traffic, hairpin: bool, talk: float) -> JudgedCall:
     """Compare what the phones say with the captures at both ends and on the router's WAN link.
 
     ``at`` maps names of phones to what was captured on their own interfaces. A hairpin call must not show on

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -16,7 +16,7 @@ from dnat.capture.recorder import Recorder
 from dnat.errors import DnatError
 from dnat.lab import topology as lab
 from dnat.lab.control import DNATCTL
-from dnat.lab.demo_calls import ROUNDS, JudgedCall, MadeCall, Round, judge, make_calls, problems_of
+from dnat.lab.demo_calls import ROUNDS, TALK, JudgedCall, MadeCall, Round, judge, make_calls, problems_of
 from dnat.lab.phone import Phone, PhoneSettings
 from dnat.lab.topology import Topology
 from dnat.system import netns
@@ -155,9 +155,10 @@ def dnatctl(namespace: str, *arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
-def perform(stage: Stage, output: Path, say: Say) -> DemoResult:
-    """Make all calls on this stage and judge them. Files go to ``output``: ``NAME.pcap``, ``phones/NAME/``.
+def perform(stage: Stage, output: Path, say: Say, rounds: Sequence[Round] = ROUNDS, talk: float = TALK) -> DemoResult:
+    """Make calls of ``talk`` seconds on this stage and judge them.
 
+    Files go to ``output``: ``NAME.pcap``, ``phones/NAME/``.
     Raises PhoneError or PlatformError when a call or a capture cannot be made at all.
     """
     recorders = {
@@ -169,12 +170,12 @@ def perform(stage: Stage, output: Path, say: Say) -> DemoResult:
         for recorder in recorders.values():
             stack.enter_context(recorder)
         phones = {settings.name: stack.enter_context(Phone(settings)) for settings in stage.phones}
-        for round_ in ROUNDS:
+        for round_ in rounds:
             say(f"{round_.title} …")
-            made.append((round_, make_calls(round_, phones)))
+            made.append((round_, make_calls(round_, phones, talk)))
     say("reading the captures …")
     traffic = {name: read_traffic(recorder.path) for name, recorder in recorders.items()}
-    judged = tuple((round_, tuple(_judge(stage, call, traffic) for call in calls)) for round_, calls in made)
+    judged = tuple((round_, tuple(_judge(stage, call, traffic, talk) for call in calls)) for round_, calls in made)
     strangers = unleased_addresses(traffic["wan"], stage.leased, stage.outside)
     problems = [problem for _, calls in judged for problem in problems_of(calls)]
     problems += [f"an address that nobody leased showed on the WAN link: {stranger}" for stranger in strangers]
@@ -192,6 +193,6 @@ def perform(stage: Stage, output: Path, say: Say) -> DemoResult:
     )
 
 
-def _judge(stage: Stage, made: MadeCall, traffic: Mapping[str, Traffic]) -> JudgedCall:
+def _judge(stage: Stage, made: MadeCall, traffic: Mapping[str, Traffic], talk: float) -> JudgedCall:
     hairpin = stage.far.name not in (made.plan.caller, made.plan.callee)
-    return judge(made, traffic, traffic["wan"], hairpin)
+    return judge(made, traffic, traffic["wan"], hairpin, talk)
