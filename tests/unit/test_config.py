@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +84,17 @@ def test_a_file_that_is_not_toml(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no configuration file"):
         load(tmp_path / "none.toml")
+
+
+def test_every_key_is_documented() -> None:
+    """docs/configuration.md names each key in the section of its table, with its default."""
+    text = (Path(__file__).parents[2] / "docs/configuration.md").read_text()
+    sections = dict(zip(["", "host", "server", "router"], text.split("\n## "), strict=True))
+    config = load(None)
+    for table in ("host", "server", "router"):
+        settings = getattr(config, table)
+        for key in settings.__struct_fields__:
+            (row,) = (line for line in sections[table].splitlines() if line.startswith("|") and f"`{key}`" in line)
+            default = getattr(settings, key)
+            if default:
+                assert f"`{json.dumps(default)}`" in row, f"{table}.{key}"
