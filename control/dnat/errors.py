@@ -23,6 +23,10 @@ class ConfigError(UsageError):
     """A configuration file does not hold; the message names file, key and allowed values."""
 
 
+class AlreadyUpError(UsageError):
+    """Another process is the daemon of this network namespace."""
+
+
 class PeerError(DnatError):
     """The other side of PAP refused, broke the protocol or did not answer."""
 
@@ -39,3 +43,8 @@ class NotRunningError(DnatError):
     """There is no daemon to talk to in this network namespace."""
 
     exit_code = 5
+
+
+def error_kind(error: DnatError) -> str:
+    """Name of the nearest class above, by which another process can raise the like."""
+    return next(base.__name__ for base in type(error).__mro__ if base.__module__ == __name__)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from inside import ip, run
+from inside import ip, run, snapshot
 from nodes import Lab
 
 from dnat.lab import builder, control
@@ -57,8 +57,10 @@ def namespace(prefix: str) -> Iterator[Callable[[str], str]]:
 def _lab(name: str, *, own_address: bool) -> Iterator[Lab]:
     topology = Topology(prefix=f"dt{os.getpid()}{name}", own_address=own_address)
     try:
+        builder.build(topology)
+        untouched = {node.name: snapshot(topology.namespace(node.name)) for node in topology.nodes}
         control.up(topology, lambda _: None)
-        yield Lab(topology)
+        yield Lab(topology, untouched)
     finally:
         builder.destroy(topology.prefix)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -38,6 +39,10 @@ def snapshot(name: str) -> dict[str, str]:
             "tc -d qdisc show",
         )
     }
+    for link in json.loads(run(name, "ip", "-j", "link", "show")):
+        for direction in ("ingress", "egress"):
+            command = f"tc filter show dev {link['ifname']} {direction}"
+            taken[command] = run(name, *command.split(), check=False)
     with netns.enter(name):
         for path in sorted(Path("/proc/sys/net/ipv4").rglob("*")):
             if path.is_file() and os.access(path, os.R_OK) and path.stat().st_mode & 0o222:

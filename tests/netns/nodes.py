@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import time
@@ -60,8 +62,25 @@ class Node:
         lease: dict[str, Any] = json.loads(self.dnatctl("request", "-o", "json", *argv).stdout)["lease"]
         return lease
 
+    def leases(self) -> list[dict[str, Any]]:
+        """The leases, without what changes by itself."""
+        return sorted(
+            ({key: value for key, value in lease.items() if key != "expires_in"} for lease in self.show()["leases"]),
+            key=lambda lease: int(lease["first"]),
+        )
+
+    @property
+    def runtime(self) -> Path:
+        return Path("/run/dnat") / self.namespace
+
     def pid(self) -> int:
-        return int(Path(f"/run/dnat/{self.namespace}/daemon.pid").read_text())
+        return int((self.runtime / "daemon.pid").read_text())
+
+    def kill(self) -> None:
+        """End the daemon as a crash does."""
+        pid = self.pid()
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda: not Path(f"/proc/{pid}/cwd").exists(), f"process {pid} is gone")
 
     @contextmanager
     def socket(
@@ -82,8 +101,10 @@ class Node:
 class Lab:
     """A lab that is up."""
 
-    def __init__(self, topology: Topology) -> None:
+    def __init__(self, topology: Topology, untouched: dict[str, dict[str, str]]) -> None:
         self.topology = topology
+        self.untouched = untouched
+        """Snapshot of every node before its first ``up``."""
         self.external = str(topology.external)
         self.ext = str(EXT)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,12 +13,13 @@ from pathlib import Path
 import click
 
 from dnat import config as configuration
-from dnat import errors
+from dnat import errors, pid_file
 from dnat.client import Client
-from dnat.errors import DnatError, NotRunningError, PlatformError
+from dnat.errors import AlreadyUpError, DnatError, NotRunningError, PlatformError
 from dnat.instance import Instance
 
-START_SECONDS = 30.0
+START_SECONDS = 150.0
+"""How long ``up`` waits for a daemon that somebody else is starting: as long as compiling may take."""
 STOP_SECONDS = 10.0
 
 
@@ -38,14 +40,20 @@ def up(path: Path | None, foreground: bool) -> None:
     instance = Instance.current()
     path = path or instance.configuration()
     config = configuration.load(path)
-    if (summary := _running(instance)) is not None:
-        click.echo(f"already up: {summary}")
-        return
     if foreground:
         from dnat.daemon.main import run
 
         sys.exit(run(config))
-    click.echo(f"up: {_start(instance, path)}")
+    summary = _running(instance)
+    if summary is None:
+        try:
+            click.echo(f"up: {_start(instance, path)}")
+            return
+        except AlreadyUpError:
+            # Somebody else was quicker.
+            if (summary := _running(instance)) is None:
+                raise
+    click.echo(f"already up: {summary}")
 
 
 @click.command()
@@ -92,24 +100,32 @@ def status(output: str) -> None:
 
 
 def _running(instance: Instance) -> str | None:
-    """What the running daemon says of itself; None when there is none."""
-    try:
-        with Client(instance.socket) as client:
-            return "; ".join(client.call("status")["summary"])
-    except NotRunningError:
-        return None
+    """What the running daemon says of itself, as soon as it is up; None when there is none."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            with Client(instance.socket) as client:
+                return "; ".join(client.call("status")["summary"])
+        except NotRunningError:
+            if pid_file.holder(instance.pid_file) is None or time.monotonic() > deadline:
+                return None
+        time.sleep(0.05)
 
 
 def _start(instance: Instance, path: Path | None) -> str:
     """Start the daemon in the background and wait for its word. Raises what stopped it."""
     fresh = not instance.journal.exists()
-    instance.run.mkdir(parents=True, exist_ok=True)
+    try:
+        instance.run.mkdir(parents=True, exist_ok=True)
+        log = instance.log.open("a")
+    except OSError as error:
+        raise PlatformError(f"{instance.log} cannot be written: {error.strerror}") from None
     read_end, write_end = os.pipe()
     command = [sys.executable, "-m", "dnat.daemon", "--ready-fd", str(write_end)]
     if path is not None:
         command += ["--config", str(path.absolute())]
-    with instance.log.open("a") as log, os.fdopen(read_end) as pipe:
-        subprocess.Popen(
+    with log, os.fdopen(read_end) as pipe:
+        daemon = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -119,14 +135,23 @@ def _start(instance: Instance, path: Path | None) -> str:
             cwd="/",
         )
         os.close(write_end)
-        said = pipe.read()
-    word = json.loads(said) if said else {"kind": "DnatError", "message": _last_words(instance)}
+        try:
+            said = pipe.read()
+        except KeyboardInterrupt:
+            daemon.terminate()
+            daemon.wait()
+            raise
+    if not said:
+        daemon.wait()
+        if fresh and daemon.returncode < 0:
+            from dnat.teardown import tear_down
+
+            tear_down(instance, keep_log=True)
+        raise DnatError(_last_words(instance))
+    word = json.loads(said)
     if word["kind"] is None:
         return str(word["message"])
-    if fresh:
-        from dnat.teardown import tear_down
-
-        tear_down(instance, keep_log=True)
+    daemon.wait()
     kind = getattr(errors, word["kind"], DnatError)
     raise kind(word["message"])
 
@@ -138,14 +163,26 @@ def _last_words(instance: Instance) -> str:
 
 def _stop(instance: Instance) -> bool:
     """End the daemon, kindly and then not; False when nothing was up."""
+    was_up = instance.journal.exists() or pid_file.holder(instance.pid_file) is not None
     try:
-        with Client(instance.socket) as client:
-            pid = int(client.call("stop", release=True)["pid"])
+        with Client(instance.socket, timeout=STOP_SECONDS) as client:
+            client.call("stop", release=True)
+        patience = STOP_SECONDS
     except NotRunningError:
-        return instance.journal.exists() or instance.run.exists()
-    deadline = time.monotonic() + STOP_SECONDS
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        # There is none, or it is still starting, or it hangs.
+        patience = 0.0
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if (pid := _remaining(instance, patience)) is None:
+            break
+        os.kill(pid, number)
+        patience = STOP_SECONDS
+    _remaining(instance, patience)
+    return was_up
+
+
+def _remaining(instance: Instance, patience: float) -> int | None:
+    """Wait so many seconds for the daemon to end; its process id if it has not."""
+    deadline = time.monotonic() + patience
+    while (pid := pid_file.holder(instance.pid_file)) is not None and time.monotonic() < deadline:
         time.sleep(0.02)
-    if Path(f"/proc/{pid}").exists():
-        os.kill(pid, 9)
-    return True
+    return pid

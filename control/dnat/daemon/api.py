@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from dnat.errors import DnatError, PlatformError, UsageError
+from dnat.errors import DnatError, PlatformError, UsageError, error_kind
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +80,7 @@ def _parse(line: bytes) -> tuple[str, dict[str, Any]]:
 
 
 def _refusal(error: DnatError) -> dict[str, Any]:
-    kind = next(base for base in type(error).__mro__ if base.__module__ == "dnat.errors")
-    return {"error": {"kind": kind.__name__, "message": str(error)}}
+    return {"error": {"kind": error_kind(error), "message": str(error)}}
 
 
 def _peer_uid(writer: asyncio.StreamWriter) -> int:

@@ -16,7 +16,7 @@ from dnat.daemon.privileged import Privileged
 from dnat.dataplane import loader
 from dnat.dataplane.attach import Direction
 from dnat.dataplane.host import HostPlane
-from dnat.errors import PeerError, UsageError
+from dnat.errors import DnatError, PeerError, UsageError
 from dnat.instance import Instance
 from dnat.pap.messages import Want
 from dnat.system import links
@@ -55,18 +55,28 @@ class HostRole:
         host_id = self._instance.host_id(lan.mac or "")
         self._leasing = Leasing(host_id, server, self._instance.saved_leases, self._lacking.set)
         await self._leasing.open(self._uplink.address)
+        adopted = self._leasing.adopt_saved()
+        try:
+            await self._obtain(adopted)
+        except BaseException:
+            if not adopted:
+                await self._give_back()
+            raise
+        self._tasks = [asyncio.create_task(self._follow_leases()), asyncio.create_task(self._reconcile())]
+        self._tasks.append(asyncio.create_task(self._sweep()))
+        return self.summary()
+
+    async def _obtain(self, adopted: bool) -> None:
+        """Get leases and programs, which takes its time, at once; then put both to use."""
         loading = asyncio.create_task(asyncio.to_thread(loader.ensure_loaded, "host", self._pins))
         try:
-            if not self._leasing.adopt_saved():
+            if not adopted:
                 await self._leasing.resume()
             await self._ask_for_missing()
         finally:
             await loading
         self._plane = HostPlane.open(self._pins)
         await self._apply()
-        self._tasks = [asyncio.create_task(self._follow_leases()), asyncio.create_task(self._reconcile())]
-        self._tasks.append(asyncio.create_task(self._sweep()))
-        return self.summary()
 
     async def stop(self, *, release: bool) -> None:
         """End the tasks; give the leases back when ``release``. The data plane stays: ``down`` removes it."""
@@ -74,12 +84,16 @@ class HostRole:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if release:
-            try:
-                async with asyncio.timeout(RELEASE_SECONDS):
-                    await self._leasing.release([lease.id for lease in self._leasing.leases])
-            except (TimeoutError, PeerError):
-                log.warning("the server did not confirm the release: the leases end when they expire")
+            await self._give_back()
         self._leasing.close()
+
+    async def _give_back(self) -> None:
+        """Release every lease, if the server is there."""
+        try:
+            async with asyncio.timeout(RELEASE_SECONDS):
+                await self._leasing.release([lease.id for lease in self._leasing.leases])
+        except (TimeoutError, PeerError):
+            log.warning("the server did not confirm the release: the leases end when they expire")
 
     def summary(self) -> str:
         """What this host has, in one line."""
@@ -107,6 +121,7 @@ class HostRole:
     async def release(self, lease_ids: Sequence[int]) -> list[dict[str, Any]]:
         """Give explicit leases back. Raises UsageError for a lease that is not there or that the host itself needs."""
         held = {lease.id: lease for lease in self._leasing.leases}
+        lease_ids = list(dict.fromkeys(lease_ids))
         for lease_id in lease_ids:
             if lease_id not in held:
                 raise UsageError("no such lease here; `dnatctl show leases` lists them")
@@ -115,7 +130,7 @@ class HostRole:
                     f"{held[lease_id].ports} are the host's own {held[lease_id].purpose.label} ports;"
                     " `dnatctl down` gives them back"
                 )
-        await self._leasing.release(list(lease_ids))
+        await self._leasing.release(lease_ids)
         await self._apply()
         return [self._describe(held[lease_id]) for lease_id in lease_ids]
 
@@ -191,7 +206,7 @@ class HostRole:
                 await self._apply()
                 await self._ask_for_missing()
                 await self._apply()
-            except PeerError as error:
+            except DnatError as error:
                 log.warning("%s", error)
                 retry_after = error.retry_after if isinstance(error, RefusedError) else None
                 await asyncio.sleep(retry_after or ASK_AGAIN_SECONDS)

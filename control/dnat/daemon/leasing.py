@@ -103,9 +103,11 @@ class Leasing:
         self._socket.close()
 
     def _received(self, datagram: bytes, source: tuple[IPv4Address, int]) -> None:
-        if source == (self._server, SERVER_PORT):
-            self._agent.receive(datagram, boottime())
-            self._pump()
+        if source != (self._server, SERVER_PORT):
+            self._agent.counters["not-from-server"] += 1
+            return
+        self._agent.receive(datagram, boottime())
+        self._pump()
 
     def _tick(self) -> None:
         self._agent.timeout(boottime())
@@ -119,9 +121,17 @@ class Leasing:
         for event in happened:
             self._act(event)
         if happened:
-            save_leases(self._saved, self._agent.leases, self._agent.epoch_state)
+            self._save()
             self._changed()
         self._alarm.set(self._agent.next_deadline)
+
+    def _save(self) -> None:
+        try:
+            save_leases(self._saved, self._agent.leases, self._agent.epoch_state)
+        except OSError as error:
+            # A restarted daemon would go on with outdated leases; without the file it asks the server.
+            self._saved.unlink(missing_ok=True)
+            log.error("%s cannot be written: %s", self._saved, error.strerror)
 
     def _act(self, event: events.Event) -> None:
         match event:

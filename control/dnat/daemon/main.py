@@ -7,7 +7,6 @@ without losing a packet; ``dnatctl down`` ends it and then undoes everything.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import logging
 import os
@@ -15,10 +14,9 @@ import signal
 import socket
 import sys
 from ipaddress import IPv4Address, IPv4Network
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from dnat import __version__
+from dnat import __version__, pid_file
 from dnat.config import Config
 from dnat.daemon.api import ApiServer
 from dnat.daemon.host import HostRole
@@ -26,12 +24,13 @@ from dnat.daemon.privileged import Privileged
 from dnat.daemon.router import RouterRole
 from dnat.daemon.server import ServerRole, pool
 from dnat.dataplane import loader
-from dnat.errors import DnatError, PlatformError, UsageError
+from dnat.errors import DnatError, PlatformError, UsageError, error_kind
 from dnat.instance import Instance
 from dnat.pap.messages import Want
 from dnat.store import SqliteStore
 from dnat.system import links
 from dnat.system.journal import Journal
+from dnat.teardown import tear_down
 from dnat.types import Parity, PortRange, Protocol, Purpose
 
 log = logging.getLogger(__name__)
@@ -47,6 +46,7 @@ class Daemon:
         self._config = config
         self._privileged = Privileged(Journal(instance.journal))
         self._stopping = asyncio.Event()
+        self._starting: asyncio.Task[None] | None = None
         self._release = False
         self._server: ServerRole | None = None
         self._router: RouterRole | None = None
@@ -58,7 +58,27 @@ class Daemon:
         )
 
     async def start(self) -> str:
-        """Take up the roles in the order in which they need each other; returns what was obtained."""
+        """Take up the roles; returns what was obtained. Raises DnatError, also when told to end meanwhile."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end)
+        self._starting = asyncio.create_task(self._take_up_roles())
+        try:
+            await self._starting
+        except asyncio.CancelledError:
+            raise DnatError("told to end before it was up") from None
+        finally:
+            self._starting = None
+        return "; ".join(self._summaries())
+
+    def _end(self) -> None:
+        """What SIGTERM and SIGINT do."""
+        if self._starting is not None:
+            self._starting.cancel()
+        self._stopping.set()
+
+    async def _take_up_roles(self) -> None:
+        """In the order in which they need each other."""
         await self._privileged.run(loader.ensure_bpffs)
         if "server" in self._config.roles:
             await self._start_server()
@@ -66,13 +86,9 @@ class Daemon:
             self._host = HostRole(self._instance, self._config.host, self._privileged)
             await self._host.start()
         await self._api.start()
-        return "; ".join(self._summaries())
 
     async def run(self) -> None:
         """Wait for SIGTERM, SIGINT or ``stop``, then end in good order."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopping.set)
         await self._stopping.wait()
         await self.stop()
 
@@ -85,6 +101,9 @@ class Daemon:
             await self._router.stop()
         if self._server is not None:
             await self._server.stop()
+
+    def close(self) -> None:
+        """Wait for changes of the machine that are under way, however the daemon ends."""
         self._privileged.close()
 
     async def _start_server(self) -> None:
@@ -211,43 +230,48 @@ class Readiness:
 
     def __init__(self, pipe: int | None) -> None:
         self._pipe = pipe
+        self.up = False
+        """Whether the daemon has come up."""
 
     def tell(self, *, error: DnatError | None = None, summary: str = "") -> None:
-        """Say it once."""
+        """Say it once. Raises DnatError when whoever asked for the daemon went away meanwhile."""
         if self._pipe is not None:
-            kind = type(error).__name__ if error else None
-            with os.fdopen(self._pipe, "w") as pipe:
-                json.dump({"kind": kind, "message": str(error) if error else summary}, pipe)
-            self._pipe = None
+            word = json.dumps({"kind": error_kind(error) if error else None, "message": str(error or summary)})
+            pipe, self._pipe = self._pipe, None
+            try:
+                with os.fdopen(pipe, "w") as file:
+                    file.write(word)
+            except BrokenPipeError:
+                if error is None:
+                    raise DnatError("nobody waits for this daemon any more") from None
+        self.up = error is None
         if error is None and (address := os.environ.get("NOTIFY_SOCKET")):
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
                 notify.connect(address.replace("@", "\0", 1))
                 notify.send(b"READY=1\nSTATUS=" + summary.encode())
 
 
-def lock(path: Path) -> IO[str]:
-    """Take the instance's pid file; the kernel lets go of it when the process ends, however it ends.
-
-    Raises UsageError when another daemon has it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UsageError("dnat is already up here; see: dnatctl status") from None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
-
-
 async def _serve(instance: Instance, config: Config, readiness: Readiness) -> None:
     daemon = Daemon(instance, config)
-    summary = await daemon.start()
-    log.info("up: %s", summary)
-    readiness.tell(summary=summary)
-    await daemon.run()
+    try:
+        summary = await daemon.start()
+        log.info("up: %s", summary)
+        readiness.tell(summary=summary)
+        await daemon.run()
+    finally:
+        daemon.close()
+
+
+def _serve_or_undo(instance: Instance, config: Config, readiness: Readiness) -> None:
+    """A daemon that does not come up leaves the machine as it was: untouched, or with its forerunner's data plane."""
+    fresh = not Journal(instance.journal).entries
+    try:
+        asyncio.run(_serve(instance, config, readiness))
+    except BaseException:
+        if fresh and not readiness.up:
+            for problem in tear_down(instance, keep_log=True):
+                log.error("%s", problem)
+        raise
 
 
 def run(config: Config, pipe: int | None = None) -> int:
@@ -256,8 +280,8 @@ def run(config: Config, pipe: int | None = None) -> int:
     readiness = Readiness(pipe)
     instance = Instance.current()
     try:
-        with lock(instance.pid_file):
-            asyncio.run(_serve(instance, config, readiness))
+        with pid_file.lock(instance.pid_file):
+            _serve_or_undo(instance, config, readiness)
     except DnatError as error:
         log.error("%s", error)
         readiness.tell(error=error)

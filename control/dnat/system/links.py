@@ -71,7 +71,7 @@ def default_gateway(name: str | None = None) -> Uplink:
                 return Uplink(link.name, link.index, route.gateway, address)
     raise PlatformError(
         f"there is no default route through a gateway{f' on {name}' if name else ''}, so no way to find the router: "
-        "connect the LAN, or name interface and server in the configuration"
+        "connect the LAN, or add the route"
     )
 
 
