@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import click
@@ -11,6 +12,8 @@ from dnat.client import Client
 from dnat.errors import UsageError
 from dnat.instance import Instance
 from dnat.types import Parity, PortRange, Protocol
+
+_IDENTIFIER = re.compile(r"[0-9a-fA-F]{16}")
 
 _output = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 
@@ -67,8 +70,8 @@ def release(leases: tuple[str, ...], output: str) -> None:
     \b
     Example:  sudo dnatctl release 5060
     """
-    ids = [text for text in leases if len(text) == 16]
-    ports = [str(_range(text)) for text in leases if len(text) != 16]
+    ids = [text for text in leases if _IDENTIFIER.fullmatch(text)]
+    ports = [str(_range(text)) for text in leases if text not in ids]
     with Client(Instance.current().socket) as client:
         answer = client.call("release", ids=ids, ports=ports)
     if output == "json":
