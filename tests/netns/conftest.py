@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 from inside import ip, run, snapshot
-from nodes import Lab
+from nodes import Lab, Machine
+from small import Small
 
 from dnat.lab import builder, control
 from dnat.lab.topology import Topology
 from dnat.system import netns
+from dnat.system.paths import BPF_DIRECTORY, RUN_DIRECTORY, STATE_DIRECTORY
 
 _numbers = itertools.count(1)
 
@@ -51,7 +53,21 @@ def namespace(prefix: str) -> Iterator[Callable[[str], str]]:
         for pid in netns.processes([name]):
             os.kill(pid, 9)
         netns.delete(name)
-        shutil.rmtree(Path("/run/dnat") / name, ignore_errors=True)
+        for directory in (BPF_DIRECTORY, RUN_DIRECTORY, STATE_DIRECTORY):
+            shutil.rmtree(directory / name, ignore_errors=True)
+
+
+@pytest.fixture
+def small(namespace: Callable[[str], str], tmp_path: Path) -> Small:
+    """A server, not up yet, and two hosts on its LAN."""
+    server, hosts = namespace("server"), [namespace("host1"), namespace("host2")]
+    ip(server, "link add lan type bridge; addr add 10.77.0.1/24 dev lan; link set lan up")
+    for number, host in enumerate(hosts, 1):
+        ip(server, f"link add port{number} type veth peer name eth0 netns {host}")
+        ip(server, f"link set port{number} master lan up")
+        ip(host, f"addr add 10.77.0.1{number}/24 dev eth0; link set eth0 up; route add default via 10.77.0.1")
+    machines = [Machine(host, f"10.77.0.1{number}") for number, host in enumerate(hosts, 1)]
+    return Small(Machine(server, "10.77.0.1"), machines[0], machines[1], tmp_path / "server.toml")
 
 
 def _lab(name: str, *, own_address: bool) -> Iterator[Lab]:

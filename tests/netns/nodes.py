@@ -26,20 +26,20 @@ SILENCE = 0.4
 """How long it waits for one that should not."""
 
 
-class Node:
-    """One machine of a lab."""
+class Machine:
+    """A network namespace that runs dnat."""
 
-    def __init__(self, topology: Topology, name: str) -> None:
-        self.topology = topology
-        self.name = name
-        self.namespace = topology.namespace(name)
-        self.address = str(topology.node(name).address)
+    def __init__(self, namespace: str, address: str) -> None:
+        self.namespace = namespace
+        self.address = address
 
     def run(self, *argv: str, code: int | None = 0, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a program here; fails the test unless it exits with ``code`` (None: anything)."""
-        done = control.run(self.topology, self.name, argv, **{"timeout": 40, **options})
+        path = f"{Path(control.DNATCTL).parent}:{os.environ['PATH']}"
+        options = {"capture_output": True, "text": True, "timeout": 40, "env": os.environ | {"PATH": path}, **options}
+        done: subprocess.CompletedProcess[str] = netns.run(argv, self.namespace, **options)
         if code is not None and done.returncode != code:
-            pytest.fail(f"{self.name}: {' '.join(argv)} exited {done.returncode}: {done.stdout}{done.stderr}")
+            pytest.fail(f"{self.namespace}: {' '.join(argv)} exited {done.returncode}: {done.stdout}{done.stderr}")
         return done
 
     def dnatctl(self, *argv: str, code: int | None = 0, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -50,7 +50,7 @@ class Node:
         return document
 
     def ports(self, purpose: str) -> PortRange:
-        """The node's one lease for a purpose."""
+        """Its one lease for a purpose."""
         (lease,) = (lease for lease in self.show()["leases"] if lease["purpose"] == purpose)
         return PortRange(lease["first"], lease["last"])
 
@@ -86,7 +86,7 @@ class Node:
     def socket(
         self, kind: socket.SocketKind, port: int = 0, address: str = "0.0.0.0", listen: bool = False
     ) -> Iterator[socket.socket]:
-        """A socket that belongs to this node."""
+        """A socket that belongs to this machine."""
         with netns.enter(self.namespace):
             opened = socket.socket(socket.AF_INET, kind)
         with opened:
@@ -96,6 +96,15 @@ class Node:
             if listen:
                 opened.listen(64)
             yield opened
+
+
+class Node(Machine):
+    """One machine of a lab."""
+
+    def __init__(self, topology: Topology, name: str) -> None:
+        super().__init__(topology.namespace(name), str(topology.node(name).address))
+        self.topology = topology
+        self.name = name
 
 
 class Lab:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nodes import Lab, Node
+from nodes import Lab
 
 from dnat.types import Protocol, Purpose
 

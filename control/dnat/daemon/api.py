@@ -74,7 +74,7 @@ def _parse(line: bytes) -> tuple[str, dict[str, Any]]:
         name, parameters = request["method"], request.get("parameters", {})
         if not (isinstance(name, str) and isinstance(parameters, dict)):
             raise ValueError
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UsageError('a request is a line {"method": NAME, "parameters": {...}}') from None
     return name, parameters
 

@@ -7,6 +7,7 @@ without losing a packet; ``dnatctl down`` ends it and then undoes everything.
 from __future__ import annotations
 
 import asyncio
+import enum
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ import signal
 import socket
 import sys
 from ipaddress import IPv4Address, IPv4Network
-from typing import Any
+from typing import Any, TypeVar
 
 from dnat import __version__, pid_file
 from dnat.config import Config
@@ -36,6 +37,8 @@ from dnat.types import Parity, PortRange, Protocol, Purpose
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
+
+_Enum = TypeVar("_Enum", bound=enum.Enum)
 
 
 class Daemon:
@@ -181,9 +184,9 @@ class Daemon:
     ) -> dict[str, Any]:
         want = Want(
             count=count,
-            protocol=Protocol[protocol.upper()],
+            protocol=_named(Protocol, protocol),
             purpose=Purpose.EXPLICIT,
-            parity=Parity[parity.upper()],
+            parity=_named(Parity, parity),
             exact=exact,
             first=first,
             lifetime=lifetime,
@@ -207,6 +210,14 @@ class Daemon:
                 f'this machine has the roles {", ".join(self._config.roles)}; ports are leased by a "host"'
             )
         return self._host
+
+
+def _named(kind: type[_Enum], label: str) -> _Enum:
+    """The member of an enumeration that has this label. Raises UsageError."""
+    for member in kind:
+        if member.name.lower() == label:
+            return member
+    raise UsageError(f"{label!r} is not one of {', '.join(member.name.lower() for member in kind)}")
 
 
 def _server_address(config: Config) -> tuple[IPv4Address, IPv4Network]:
