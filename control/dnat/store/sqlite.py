@@ -6,6 +6,7 @@ Each commit reaches the disk before it counts (WAL, ``synchronous=FULL``).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -64,31 +65,44 @@ class SqliteStore:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._close()
+            if self.path.exists():
+                self._examine()
             self._database = database = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("PRAGMA synchronous=FULL")
-            (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
-            if verdict != "ok":
-                raise sqlite3.DatabaseError(verdict)
             (version,) = database.execute("PRAGMA user_version").fetchone()
-            if version not in (0, SCHEMA_VERSION):
-                raise StoreError(
-                    f"the lease store {self.path} was written by another version of dnat (schema {version}, this one"
-                    f" reads {SCHEMA_VERSION}): run that version, or move the file away to start afresh"
-                )
-            database.executescript(_SCHEMA)
-            database.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-            database.execute("INSERT OR IGNORE INTO meta VALUES ('epoch_start', ?)", (now,))
+            # A store that is there is not written to: it must open on a full disk, too.
+            if version == 0:
+                database.executescript(_SCHEMA)
+                database.execute("INSERT OR IGNORE INTO meta VALUES ('epoch_start', ?)", (now,))
+                database.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
             return self._read(database)
         except sqlite3.OperationalError as error:
             raise StoreError(f"the lease store {self.path} cannot be opened: {error}") from None
         except (sqlite3.DatabaseError, ValueError) as error:
+            what = " ".join(str(error).split())
             raise StoreError(
-                f"the lease store {self.path} is damaged ({error}). Nothing was changed. Restore it from a backup,"
+                f"the lease store {self.path} is damaged ({what}). Nothing was changed. Restore it from a backup,"
                 f" or move it away (mv {self.path} {self.path}.damaged): hosts then register again what they hold"
             ) from None
         except OSError as error:
             raise StoreError(f"the lease store {self.path} cannot be made: {error}") from None
+
+    def _examine(self) -> None:
+        """Read everything once without the right to write: merely closing a file would carry its log into it."""
+        database = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)
+        with contextlib.closing(database):
+            (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
+            if verdict != "ok":
+                raise sqlite3.DatabaseError(verdict)
+            (version,) = database.execute("PRAGMA user_version").fetchone()
+            if version == SCHEMA_VERSION:
+                self._read(database)
+            elif version != 0:
+                raise StoreError(
+                    f"the lease store {self.path} was written by another version of dnat (schema {version}, this one"
+                    f" reads {SCHEMA_VERSION}): run that version, or move the file away to start afresh"
+                )
 
     @staticmethod
     def _read(database: sqlite3.Connection) -> State:
