@@ -50,7 +50,10 @@ class Recorder:
         """Begin; returns when packets are being seen. Raises PlatformError when that cannot be."""
         if shutil.which("tcpdump") is None:
             raise PlatformError("tcpdump is not installed: apt-get install tcpdump")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise PlatformError(f"{self.path} cannot be written: {error.strerror}") from None
         argv = ["tcpdump", "-i", self.interface, "-n", "--immediate-mode"]
         argv += ["-s", str(SNAPLEN), "-B", str(BUFFER_KIB)]
         # Without -Z it gives up root before it opens the file, which may lie in a directory of root's.

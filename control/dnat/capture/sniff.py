@@ -40,20 +40,24 @@ def watch(
 
     With ``pcap``, all packets go into that file as well, whatever is said; the number of packets that the
     kernel had to drop from it is returned, else None. ``ready`` is called once packets are being seen. Raises
-    PlatformError without root or when there is no such interface.
+    PlatformError without root or when there is no such interface, BrokenPipeError when ``say`` does.
     """
     netns.require_root()
     there = [name for _, name in socket.if_nameindex()]
     if interface not in there:
         raise PlatformError(f"no interface called {interface}; there are: {', '.join(there)}")
-    said = 0
+    said, reader_gone = 0, False
 
     def take(packet: Any) -> None:
-        nonlocal said
+        nonlocal said, reader_gone
         line = describe(packet)
-        if line is not None and not (count and said >= count):
+        if line is not None and not (count and said >= count) and not reader_gone:
             said += 1
-            say(line)
+            try:
+                say(line)
+            except BrokenPipeError:
+                # scapy would take it for a fault of the interface.
+                reader_gone = True
 
     recorder = Recorder(None, interface, pcap) if pcap is not None else None
     with recorder or contextlib.nullcontext():
@@ -65,11 +69,13 @@ def watch(
                 prn=take,
                 store=False,
                 timeout=seconds,
-                stop_filter=lambda _: bool(count) and said >= count,
+                stop_filter=lambda _: reader_gone or (bool(count) and said >= count),
                 started_callback=ready,
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, Scapy_Exception) as error:
             raise PlatformError(f"cannot capture on {interface}: {error}") from error
+    if reader_gone:
+        raise BrokenPipeError
     return recorder.dropped if recorder is not None else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import click
@@ -31,6 +32,8 @@ def capture(interface: str | None, source: Path | None, pcap: Path | None, secon
         sniff.read(source, click.echo)
         return
     assert interface is not None
+    # Whoever ends it, the last packets reach the file.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     click.echo(f"capturing on {interface}; Ctrl-C ends it", err=True)
     dropped = sniff.watch(interface, click.echo, pcap=pcap, seconds=seconds, count=count)
     if dropped:
