@@ -4,6 +4,7 @@
 #include <dnat/abi.h>
 #include <dnat/bindings.h>
 #include <dnat/counters.h>
+#include <dnat/helpers.h>
 #include <dnat/packet.h>
 #include <dnat/peers.h>
 #include <dnat/pool.h>
@@ -125,16 +126,20 @@ static __always_inline struct drawn draw_port(struct __sk_buff *skb, struct draw
 	return drawn;
 }
 
+/* At most one packet in each tick reads the clock and writes. */
 static __always_inline void refresh(const struct host_config *config, struct binding *binding,
 				    const struct packet *packet)
 {
-	__u64 now = bpf_ktime_get_ns();
+	__u32 tick = ticks();
 
-	binding->seen_ns = now;
+	if (binding->seen_tick != tick) {
+		binding->seen_tick = tick;
+		binding->seen_ns = bpf_ktime_get_ns();
+	}
 	if (packet->port_class == CLASS_TCP)
 		set_tcp_state(config, binding, tcp_after_sending(binding->state, packet->tcp_flags));
 	if (config->flags & HOST_FILTERS_BY_ADDRESS)
-		note_peer(packet, binding->port, now);
+		note_peer(packet, binding->port, bpf_ktime_get_ns());
 }
 
 /* The locally unique port for an outbound packet. An ICMP error neither makes nor refreshes a binding (RFC
@@ -200,11 +205,14 @@ static __always_inline enum inbound local_port(const struct host_config *config,
 					       __u16 *port)
 {
 	struct port_key unique = port_key(packet->port_class, packet->destination_port);
-	const struct inward *inward = bindings_in_get(&unique);
+	const struct inward *inward;
 
+	/* A look-up in an array spares most packets the one in a hash. */
+	if (is_native(unique.port_class, unique.port))
+		return INBOUND_NATIVE;
+	inward = bindings_in_get(&unique);
 	if (!inward)
-		return is_in_pool(packet->port_class, packet->destination_port) ? INBOUND_UNBOUND
-										: INBOUND_NATIVE;
+		return is_in_pool(unique.port_class, unique.port) ? INBOUND_UNBOUND : INBOUND_NATIVE;
 	*port = inward->port;
 	return admit(config, packet, inward) ? INBOUND_TRANSLATED : INBOUND_FILTERED;
 }
