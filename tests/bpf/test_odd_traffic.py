@@ -117,7 +117,7 @@ def test_ping_and_an_error_about_it(network: Network, wire: Wire, identifier: in
 
 @both
 def test_path_mtu_discovery(network: Network, wire: Wire, port: int) -> None:
-    """RFC 5508, REQ-3 b: fragmentation needed reaches the socket, and the route learns from it."""
+    """RFC 1191: what is said of the packet on the wire reaches the socket, and the route learns from it."""
     with network.socket("a", UDP, port) as sock:
         sock.connect((REMOTE, 33434))
         sock.send(b"x" * 1400)
