@@ -32,11 +32,12 @@ _numbers = itertools.count(1)
 class Network:
     """The namespaces, their interfaces and the planes; ``external`` is shared by hosts ``a`` and ``b``."""
 
-    def __init__(self, *, own: bool, offloads: bool) -> None:
+    def __init__(self, *, own: bool, offloads: bool, mtu: int = 1500) -> None:
         self.external = OWN_EXTERNAL if own else EXTERNAL
         self.own = own
         self._prefix = f"bpf{os.getpid()}-{next(_numbers)}"
         self._offloads = offloads
+        self._mtu = mtu
         self._planes: list[HostPlane | RouterPlane] = []
 
     def _name(self, node: str) -> str:
@@ -80,7 +81,7 @@ class Network:
         self._sysctl("router", {"ip_forward": 1, "conf/lan/accept_local": 1, "conf/lan/rp_filter": 0})
         for node, address in ADDRESSES.items():
             self.run(node, f"ip addr add {address}/24 dev eth0; ip addr add {self.external}/32 dev lo")
-            self.run(node, f"ip route replace local {self.external} dev lo mtu 1500 table local")
+            self.run(node, f"ip route replace local {self.external} dev lo mtu {self._mtu} table local")
             self.run(node, f"ip route add default via {ROUTER} src {self.external}")
             silent = {"arp_ignore": 1, "arp_announce": 2, "accept_local": 1, "rp_filter": 0}
             self._sysctl(node, {f"conf/eth0/{name}": value for name, value in silent.items()})
@@ -89,7 +90,7 @@ class Network:
     def _veth(self, node: str, interface: str, peer: str, peer_interface: str) -> None:
         self.run(node, f"ip link add {interface} type veth peer name {peer_interface} netns {self._name(peer)}")
         for end, name in ((node, interface), (peer, peer_interface)):
-            self.run(end, f"ip link set dev {name} up")
+            self.run(end, f"ip link set dev {name} mtu {self._mtu} up")
             if not self._offloads:
                 self.run(end, f"ethtool -K {name} tx off rx off tso off gso off gro off")
 

@@ -57,7 +57,13 @@ class Daemon:
         self._api = ApiServer(
             instance.socket,
             readers={"show": self._show, "status": self._status},
-            writers={"request": self._request, "release": self._release_leases, "stop": self._stop},
+            writers={
+                "request": self._request,
+                "release": self._release_leases,
+                "map": self._map,
+                "unmap": self._unmap,
+                "stop": self._stop,
+            },
         )
 
     async def start(self) -> str:
@@ -199,6 +205,12 @@ class Daemon:
         wanted += host.lease_ids([PortRange.parse(text) for text in ports or []])
         return {"released": await host.release(wanted)}
 
+    async def _map(self, protocol: str, local_port: int, port: int | None = None) -> dict[str, Any]:
+        return await self._need_host().map(_named(Protocol, protocol), _port(local_port), port and _port(port))
+
+    async def _unmap(self, protocol: str, local_port: int) -> dict[str, Any]:
+        return await self._need_host().unmap(_named(Protocol, protocol), _port(local_port))
+
     async def _stop(self, release: bool = False) -> dict[str, Any]:
         self._release = release
         asyncio.get_running_loop().call_later(0.05, self._stopping.set)
@@ -218,6 +230,12 @@ def _named(kind: type[_Enum], label: str) -> _Enum:
         if member.name.lower() == label:
             return member
     raise UsageError(f"{label!r} is not one of {', '.join(member.name.lower() for member in kind)}")
+
+
+def _port(number: int) -> int:
+    if not 1 <= number <= 65535:
+        raise UsageError(f"{number} is no port; ports are 1 to 65535")
+    return number
 
 
 def _server_address(config: Config) -> tuple[IPv4Address, IPv4Network]:
