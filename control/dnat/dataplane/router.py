@@ -56,6 +56,7 @@ class RouterPlane(Plane):
         self._offences = offences
         self._hosts: dict[IPv4Address, int] = {}
         self._lan_mtu = 0
+        self._network: tuple[object, ...] | None = None
         for key, value in self._maps["hosts"].items():
             host = abi.Host.from_buffer_copy(value)
             if any(host.address):
@@ -75,19 +76,18 @@ class RouterPlane(Plane):
         self._offences.close()
         super().close()
 
-    def configure(self, lan_ifindex: int, wan_ifindex: int, externals: Mapping[IPv4Address, bool]) -> None:
+    def configure(self, lan_ifindex: int, wan_ifindex: int, externals: Mapping[IPv4Address, bool]) -> bool:
         """Set the interfaces and the external addresses; True says that an address is also the router's own.
 
         Reads the router's addresses, the LAN's prefix and the MTUs from the kernel: call it again when they
-        change.
-        Owners of addresses that stay are kept. Raises UsageError (too many addresses), PlatformError (a LAN
-        interface without an IPv4 address).
+        change. Owners of addresses that stay are kept. Returns whether anything is not as it was the last time.
+        Raises UsageError (too many addresses), PlatformError (a LAN interface without an IPv4 address).
         """
         local = neighbours.local_addresses()
         lan = next((interface for index, interface in local if index == lan_ifindex), None)
         if lan is None:
             raise PlatformError(f"the LAN interface (index {lan_ifindex}) has no IPv4 address")
-        self.set_network(
+        return self.set_network(
             lan_ifindex,
             wan_ifindex,
             externals,
@@ -111,7 +111,7 @@ class RouterPlane(Plane):
         wan_address: IPv4Address | None = None,
         lan_mtu: int = 0,
         wan_mtu: int = 0,
-    ) -> None:
+    ) -> bool:
         """As ``configure``, with what the kernel would say given: the LAN's prefix, the router's own addresses,
         those among them that ICMP errors come from, and MTUs (octets, 0: no limit).
         """
@@ -120,6 +120,9 @@ class RouterPlane(Plane):
         flags = dict.fromkeys(local, abi.AddressFlag.LOCAL)
         for external, own in externals.items():
             flags[external] = abi.AddressFlag.EXTERNAL | (abi.AddressFlag.LOCAL if own else 0)
+        network = (dict(externals), lan, flags, lan_address, wan_address, lan_mtu, wan_mtu, lan_ifindex, wan_ifindex)
+        if network == self._network:
+            return False
         self._set_addresses(flags)
         self._set_externals(set(externals))
         self._lan_mtu = min(lan_mtu, _MTU_MAX)
@@ -140,6 +143,8 @@ class RouterPlane(Plane):
             host.ifindex, host.mtu = lan_ifindex, self._lan_mtu
             if bytes(host) != former:
                 self._maps["hosts"].put(index_key(index), bytes(host))
+        self._network = network
+        return True
 
     def externals(self) -> list[IPv4Address]:
         """The external addresses configured."""
