@@ -45,14 +45,13 @@ static __always_inline int without_target(struct __sk_buff *skb, const struct fr
 }
 
 /* A first fragment that cannot simply go on. */
-static __always_inline int with_others(struct __sk_buff *skb, const struct packet *packet,
-				       const struct fragment_key *key, enum remembered remembered)
+static __always_inline int with_others(struct __sk_buff *skb, const struct fragment_key *key,
+				       enum remembered remembered)
 {
 	struct job *job = current_job();
 
 	if (remembered == REMEMBERED_NOT || !job)
 		return drop(DROP_FRAGMENT_OVERLAP);
-	job->packet = *packet;
 	job->key = *key;
 	return go_on(skb, STAGE_RELEASE);
 }
@@ -94,7 +93,7 @@ int router_wan(struct __sk_buff *skb)
 			key = fragment_key(&packet);
 			remembered = remember_fragment(&packet, &key, target);
 			if (remembered != REMEMBERED)
-				return with_others(skb, &packet, &key, remembered);
+				return with_others(skb, &key, remembered);
 		}
 	}
 	if (target == TARGET_STACK)
@@ -164,7 +163,7 @@ int router_lan(struct __sk_buff *skb)
 			key = lan_fragment_key(skb, &packet);
 			remembered = remember_fragment(&packet, &key, target);
 			if (remembered != REMEMBERED)
-				return with_others(skb, &packet, &key, remembered);
+				return with_others(skb, &key, remembered);
 		}
 	}
 	if (target == TARGET_WAN)

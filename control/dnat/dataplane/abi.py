@@ -352,7 +352,7 @@ INNER_OWNERS = _map(MapType.ARRAY, 4, PortOwner, 65536)
 
 PACKET_SIZE = 36
 """Octets of ``struct packet``, which user space never reads."""
-JOB_SIZE = PACKET_SIZE + 32
+JOB_SIZE = PACKET_SIZE + 24
 """Octets of ``struct job``, likewise."""
 CUTTING_SIZE = 2 * 9216
 """Octets of ``struct cutting``, likewise."""
