@@ -60,17 +60,22 @@ def parse(frame: bytes) -> Parsed | None:
     if first >> 4 != 4 or first & 15 < 5:
         return None
     l4, protocol = _ETHERNET + (first & 15) * 4, frame[23]
+    payload = max(0, int.from_bytes(frame[16:18]) - (first & 15) * 4)
+    available = min(payload, len(frame) - l4)
+    more, offset = frame[20] & 0x20, (int.from_bytes(frame[20:22]) & 0x1FFF) * 8
+    if (more or offset) and (not payload or offset + payload > 65535 or (more and payload % 8)):
+        return None
     parsed = Parsed(l4, protocol, _CLASSES.get(protocol, OTHER), "portless")
-    if int.from_bytes(frame[20:22]) & 0x1FFF:
+    if offset:
         parsed.kind = "fragment"
     elif protocol in _WITH_PORTS:
-        if len(frame) < l4 + (20 if protocol == 6 else 8):
+        if available < (20 if protocol == 6 else 8):
             return None
         parsed.kind = "ports"
         parsed.source_port = int.from_bytes(frame[l4 : l4 + 2])
         parsed.destination_port = int.from_bytes(frame[l4 + 2 : l4 + 4])
     elif protocol == 1:
-        if len(frame) < l4 + 8:
+        if available < 8:
             return None
         if frame[l4] in _QUERIES:
             parsed.kind = "query"

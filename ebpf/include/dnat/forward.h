@@ -1,4 +1,4 @@
-/* The router's one change to a packet, and its ways out. */
+/* The router's one change to a packet, its ways out. */
 #pragma once
 
 #include <linux/if_ether.h>
@@ -10,6 +10,10 @@
 #include <dnat/order.h>
 #include <dnat/owners.h>
 #include <dnat/parse.h>
+#include <dnat/stages.h>
+
+/* SCTP's segments have sizes of their own (GSO_BY_FRAGS); their sender made them fit its path. */
+#define SEGMENTS_UNEQUAL 0xffff
 
 /* RFC 1812, section 5.3.1; false: the packet's time is over. The checksum moves by one in the TTL's octet
  * (RFC 1141). */
@@ -26,6 +30,40 @@ static __always_inline bool decrease_ttl(struct __sk_buff *skb)
 	return true;
 }
 
+/* Whether the segments that the packet stands for are small enough. */
+static __always_inline bool segments_fit(struct __sk_buff *skb, const struct packet *packet, __u32 mtu)
+{
+	__u32 header = sizeof(struct udphdr);
+	__u8 words;
+
+	if (!skb->gso_size)
+		return false;
+	if (packet->ip_protocol == IPPROTO_TCP) {
+		if (bpf_skb_load_bytes(skb, packet->l4 + 12, &words, sizeof(words)))
+			return false;
+		header = (words >> 4) * 4;
+	}
+	return skb->gso_size == SEGMENTS_UNEQUAL || packet->l4 - ETH_HLEN + header + skb->gso_size <= mtu;
+}
+
+static __always_inline bool fits(struct __sk_buff *skb, const struct packet *packet, __u32 mtu)
+{
+	return __builtin_expect(!mtu || skb->len <= ETH_HLEN + mtu, 1) || segments_fit(skb, packet, mtu);
+}
+
+/* Its time is over, or it is too big: STAGE_ANSWER finds out. */
+static __always_inline int refuse(struct __sk_buff *skb, enum side side, __u32 mtu)
+{
+	struct job *job = current_job();
+
+	if (!job)
+		return VERDICT_DROP;
+	job->mtu = mtu;
+	job->side = side;
+	job->whole = false;
+	return go_on(skb, STAGE_ANSWER);
+}
+
 /* To the LAN host with this index, as it is. */
 static __always_inline int deliver(__u16 index, enum counter counter)
 {
@@ -37,17 +75,24 @@ static __always_inline int deliver(__u16 index, enum counter counter)
 	return send_to(host->ifindex, host->address);
 }
 
-static __always_inline int forward_to_host(struct __sk_buff *skb, __u16 index, enum counter counter)
+static __always_inline int forward_to_host(struct __sk_buff *skb, const struct packet *packet, __u16 index,
+					   enum side side, enum counter counter)
 {
-	if (!decrease_ttl(skb))
-		return drop(DROP_TTL_EXPIRED);
-	return deliver(index, counter);
+	const struct host *host = host_at(index);
+
+	if (!host || !host->address)
+		return drop(DROP_NO_OWNER);
+	if (!fits(skb, packet, host->mtu) || !decrease_ttl(skb))
+		return refuse(skb, side, host->mtu);
+	count(counter);
+	return send_to(host->ifindex, host->address);
 }
 
-static __always_inline int forward_to_wan(struct __sk_buff *skb, const struct router_config *config)
+static __always_inline int forward_to_wan(struct __sk_buff *skb, const struct packet *packet,
+					  const struct router_config *config)
 {
-	if (!decrease_ttl(skb))
-		return drop(DROP_TTL_EXPIRED);
+	if (!fits(skb, packet, config->wan_mtu) || !decrease_ttl(skb))
+		return refuse(skb, FROM_LAN, config->wan_mtu);
 	count(ROUTER_OUT);
 	return send_by_route(config->wan_ifindex);
 }
