@@ -42,6 +42,10 @@ def identifier(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value) is not None
 
 
+def flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
 def one_of(*words: str) -> Any:
     return lambda value: value in words
 
@@ -56,7 +60,7 @@ LEASE = {
     "purpose": one_of(*(purpose.label for purpose in Purpose)),
     "expires_in": whole,
 }
-BINDING = {"protocol": PROTOCOL, "local_port": port, "address": address, "port": port, "idle": seconds}
+BINDING = {"protocol": PROTOCOL, "local_port": port, "address": address, "port": port, "idle": seconds, "static": flag}
 OWNER = {"address": address, "first": port, "last": port, "protocol": PROTOCOL, "host": address}
 COUNTERS = {re.compile("[a-z_]+"): whole}
 PAP = {re.compile("[a-z-]+"): whole}
