@@ -50,12 +50,13 @@ class Effort:
 
 
 def _scenarios(small: Sequence[int], large: Sequence[int]) -> tuple[Scenario, ...]:
-    return tuple(
+    steady = (
         Scenario(inbound, octets, flows)
         for octets, counts in ((60, small), (1400, large))
         for flows in counts
         for inbound in (True, False)
-    ) + (Scenario(True, 60, 1_000_000, new=True), Scenario(False, 60, 1_000_000, new=True))
+    )
+    return (*steady, Scenario(True, 60, 1_000_000, new=True), Scenario(False, 60, 1_000_000, new=True))
 
 
 FULL = Effort(_scenarios((1, 1_000, 60_000, 1_000_000), (1, 60_000)), rounds=9, packets=300_000)
@@ -115,8 +116,9 @@ def run(effort: Effort, say: Any) -> list[dict[str, Any]]:
 
 
 def _rows(scenario: Scenario, samples: Samples) -> Iterator[dict[str, Any]]:
-    """Every figure is net of a router that drops at the same place: one at XDP that of XDP, all others that of TC, unless
-    they are compared with one at XDP."""
+    """Every figure is net of a router that drops at the same place: one at XDP of that at XDP, all others of that
+    at TC, unless they are compared with one at XDP.
+    """
     for label, values in samples.items():
         at_xdp = label.endswith("XDP")
         drop = samples[DROP_XDP if at_xdp else DROP_TC]

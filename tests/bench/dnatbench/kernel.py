@@ -43,10 +43,8 @@ class Module:
 
     def program(self, name: str) -> int:
         """File descriptor of a program, which lives as long as the module."""
-        BPF = _bcc()
-        return int(
-            self._module.load_func(name.encode(), BPF.XDP if name.startswith(("xdp", "gen")) else BPF.SCHED_CLS).fd
-        )
+        kind = _bcc().XDP if name.startswith(("xdp", "generate")) else _bcc().SCHED_CLS
+        return int(self._module.load_func(name.encode(), kind).fd)
 
     def map(self, name: str) -> Map:
         return Map(os.dup(self._module[name.encode()].map_fd))

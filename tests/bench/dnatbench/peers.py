@@ -7,12 +7,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from dnat.dataplane import attach, loader
+from dnat.dataplane import abi, attach, loader, xdp
 from dnat.dataplane.router import RouterPlane
 from dnat.system import netns
 from dnat.types import Owner, PortRange, Protocol
 from dnatbench.kernel import Module
-from dnatbench.topology import EXTERNAL, HOST, MACS, PORTS, Router
+from dnatbench.topology import EXTERNAL, HOST, MACS, PORTS, ROUTER_MACS, Router
 
 CONNTRACK_SECONDS = 600
 """Of UDP without an answer: no entry shall expire between two rounds."""
@@ -138,6 +138,15 @@ class Dnat(Peer):
             self.plane.set_macs({HOST: MACS["lan"]})
             for program, side in (("router_wan", "wan"), ("router_lan", "lan")):
                 attach.attach(side, "ingress", loader.program_pin(self._pins, program), program)
+            if self._hook == "xdp":
+                self._use_xdp()
+
+    def _use_xdp(self) -> None:
+        for program, side in (("router_wan_xdp", "wan"), ("router_lan_xdp", "lan")):
+            if not xdp.attach(self.indices[side], loader.program_pin(self._pins, program)):
+                raise RuntimeError(f"{program} cannot be attached")
+        links = {abi.LINK_LAN: "lan", abi.LINK_WAN: "wan"}
+        self.plane.set_links({link: (self.indices[side], ROUTER_MACS[side]) for link, side in links.items()})
 
     def close(self) -> None:
         super().close()
@@ -152,4 +161,5 @@ PEERS: tuple[Callable[[], Peer], ...] = (
     Forwarding,
     Nftables,
     lambda: Dnat("tc"),
+    lambda: Dnat("xdp"),
 )

@@ -1,4 +1,4 @@
-"""Namespaces and cables of one router: ``ends`` holds the far ends of its two cables, where packets come from and end."""
+"""Namespaces and cables of one router: ``ends`` holds the far ends of its two cables, where packets begin and end."""
 
 from __future__ import annotations
 
