@@ -102,7 +102,7 @@ def run(effort: Effort, say: Any) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     with ExitStack() as stack:
         cpu = stack.enter_context(one_cpu())
-        stack.enter_context(_room_for_flows())
+        stack.enter_context(room_for_flows())
         peers = [stack.enter_context(build()) for build in PEERS]
         bench = Forwarding(peers, cpu)
         for scenario in effort.scenarios:
@@ -135,7 +135,7 @@ def _rows(scenario: Scenario, samples: Samples) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def _room_for_flows() -> Iterator[None]:
+def room_for_flows() -> Iterator[None]:
     """Let conntrack keep a million flows, with as many buckets as it should then have; put back afterwards."""
     before = {path: Path(path).read_text() for path in _CONNTRACK if Path(path).exists()}
     for path, value in _CONNTRACK.items():

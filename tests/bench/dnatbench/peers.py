@@ -126,31 +126,31 @@ class Dnat(Peer):
     def __init__(self, hook: str) -> None:
         super().__init__(f"dnat at {hook.upper()}")
         self._hook = hook
-        self._pins = loader.BPFFS / f"bench-{os.getpid()}-{hook}"
+        self.pins = loader.BPFFS / f"bench-{os.getpid()}-{hook}"
 
     def install(self) -> None:
         self.end_packets(self._hook)
-        loader.ensure_loaded("router", self._pins)
+        loader.ensure_loaded("router", self.pins)
         with netns.enter(self.namespace):
-            self.plane = RouterPlane.open(self._pins)
+            self.plane = RouterPlane.open(self.pins)
             self.plane.configure(self.indices["lan"], self.indices["wan"], {EXTERNAL: False})
             self.plane.set_owners([Owner(EXTERNAL, PortRange(PORTS[0], PORTS[-1]), Protocol.ANY, HOST)])
             self.plane.set_macs({HOST: MACS["lan"]})
             for program, side in (("router_wan", "wan"), ("router_lan", "lan")):
-                attach.attach(side, "ingress", loader.program_pin(self._pins, program), program)
+                attach.attach(side, "ingress", loader.program_pin(self.pins, program), program)
             if self._hook == "xdp":
                 self._use_xdp()
 
     def _use_xdp(self) -> None:
         for program, side in (("router_wan_xdp", "wan"), ("router_lan_xdp", "lan")):
-            if not xdp.attach(self.indices[side], loader.program_pin(self._pins, program)):
+            if not xdp.attach(self.indices[side], loader.program_pin(self.pins, program)):
                 raise RuntimeError(f"{program} cannot be attached")
         links = {abi.LINK_LAN: "lan", abi.LINK_WAN: "wan"}
         self.plane.set_links({link: (self.indices[side], ROUTER_MACS[side]) for link, side in links.items()})
 
     def close(self) -> None:
         super().close()
-        shutil.rmtree(self._pins, ignore_errors=True)
+        shutil.rmtree(self.pins, ignore_errors=True)
 
 
 PEERS: tuple[Callable[[], Peer], ...] = (
