@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
 LINK := /usr/local/bin/dnatctl
 
-.PHONY: help setup demo test unit bpf netns lint format docs clean
+.PHONY: help setup demo test unit bpf netns bench bench-short lint format docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -31,6 +31,14 @@ bpf: setup ## packets through the programs in the kernel, by BPF_PROG_TEST_RUN (
 netns: setup ## real daemons and real traffic in network namespaces (root)
 	@$(PY) -m pytest tests/netns
 
+bench: setup ## measure beside other routers: tables, JSON and pictures in bench-output (root, 15 min)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore -e '.[bench]'
+	@PYTHONPATH=tests/bench:tests/bpf $(PY) -m dnatbench
+
+bench-short: setup ## the same with few rounds, to see that it works (root, 90 s)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore -e '.[bench]'
+	@PYTHONPATH=tests/bench:tests/bpf $(PY) -m dnatbench --short
+
 lint: setup ## ruff, mypy, clang-format
 	@$(VENV)/bin/ruff check control tests setup.py
 	@$(VENV)/bin/ruff format --check control tests setup.py
@@ -43,4 +51,4 @@ format: setup ## put the sources into the one format
 	@$(VENV)/bin/clang-format -i ebpf/*.c ebpf/include/dnat/*.h
 
 clean: ## remove what setup and the tools made here
-	rm -rf $(VENV) build dist control/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output
+	rm -rf $(VENV) build dist control/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output bench-output

@@ -12,7 +12,10 @@
 #include <dnat/rewrite.h>
 #include <dnat/translate.h>
 
-#define BPF_LICENSE Dual MIT / GPL
+/* The kernel knows this string to the letter, and lends some helpers only to what may be under the GPL. */
+// clang-format off
+#define BPF_LICENSE Dual MIT/GPL
+// clang-format on
 
 /* LAN interface, egress: whatever leaves with the shared address leaves from a port of ours. */
 int host_out(struct __sk_buff *skb)

@@ -11,7 +11,10 @@
 #include <dnat/parse.h>
 #include <dnat/stages.h>
 
-#define BPF_LICENSE Dual MIT / GPL
+/* The kernel knows this string to the letter, and lends some helpers only to what may be under the GPL. */
+// clang-format off
+#define BPF_LICENSE Dual MIT/GPL
+// clang-format on
 
 /* In `fragments`: the stack of the router, or the way out; hosts have the indices from 1. */
 #define TARGET_STACK 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 
-from dnat.daemon import attachments
+from dnat.daemon import attachments, fast_path
 from dnat.instance import Instance
 from dnat.system.journal import Journal
 from dnat.system.undo import HANDLERS
@@ -16,7 +16,7 @@ def tear_down(instance: Instance, *, keep_log: bool = False) -> list[str]:
 
     Leases in ``/var/lib/dnat`` stay: the next ``up`` gives and gets the same ports.
     """
-    problems = Journal(instance.journal).undo({**HANDLERS, **attachments.HANDLERS})
+    problems = Journal(instance.journal).undo({**HANDLERS, **attachments.HANDLERS, **fast_path.HANDLERS})
     if problems:
         return problems
     for role in ("host", "router"):

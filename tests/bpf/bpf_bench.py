@@ -169,6 +169,7 @@ class RouterBench(Bench):
 
     plane: RouterPlane
     network = LAN
+    lan_ifindex = wan_ifindex = 1
 
     def __init__(self, pins: Path) -> None:
         super().__init__(pins, RouterPlane.open(pins))
@@ -176,8 +177,8 @@ class RouterBench(Bench):
     def reset(self) -> None:
         super().reset()
         self.plane.set_network(
-            1,
-            1,
+            self.lan_ifindex,
+            self.wan_ifindex,
             {IPv4Address(EXTERNAL): False, IPv4Address(OWN_EXTERNAL): True},
             lan=self.network,
             local=[IPv4Address(ROUTER), IPv4Address(OWN_EXTERNAL)],

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from bpf_bench import HostBench, RouterBench
 from network import Network
+from xdp_bench import RouterXdpBench, build_wires
 
 from dnat.dataplane import loader
+from dnat.system import netns
 
 LINKS: dict[str, dict[str, Any]] = {
     "offloads": {},
@@ -62,11 +64,30 @@ def host(host_pins: Path) -> Iterator[HostBench]:
         yield bench
 
 
+@pytest.fixture(params=["tc", "xdp"])
+def router(request: pytest.FixtureRequest, router_pins: Path) -> Iterator[RouterBench]:
+    """The router programs with the owners of ``bpf_bench``: those at TC alone, and behind those at XDP."""
+    if request.param == "tc":
+        with RouterBench(router_pins) as bench:
+            yield bench
+    else:
+        yield request.getfixturevalue("router_xdp")
+
+
+@pytest.fixture(scope="session")
+def wires(_needs_root: None) -> Iterator[str]:
+    """A namespace with the router's interfaces."""
+    name = build_wires()
+    yield name
+    netns.delete(name)
+
+
 @pytest.fixture
-def router(router_pins: Path) -> Iterator[RouterBench]:
-    """The router programs with the owners of ``bpf_bench``."""
-    with RouterBench(router_pins) as bench:
+def router_xdp(router_pins: Path, wires: str) -> Iterator[RouterXdpBench]:
+    """The router programs at XDP and TC, in a namespace where they find their way."""
+    with netns.enter(wires), RouterXdpBench(router_pins) as bench:
         yield bench
+        bench.close()
 
 
 @pytest.fixture(scope="session")

@@ -227,7 +227,7 @@ def test_owners_of_one_protocol(router: RouterBench) -> None:
 def test_external_addresses_come_and_go_and_keep_their_owners(router: RouterBench) -> None:
     kept = [found for found in router.plane.owners() if found.address == IPv4Address(EXTERNAL)]
     lan = RouterBench.network
-    router.plane.set_network(1, 1, {IPv4Address(EXTERNAL): False}, lan=lan, local=[])
+    router.plane.set_network(router.lan_ifindex, router.wan_ifindex, {IPv4Address(EXTERNAL): False}, lan=lan, local=[])
     assert router.plane.owners() == kept
     router.check("router_wan", Case("no longer served", udp(7, 20000, **inbound(OWN_EXTERNAL)), PASS))
     router.check("router_wan", moved("still served", udp(7, 20000, **inbound(EXTERNAL)), "router_in"))

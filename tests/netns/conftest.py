@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import shutil
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from inside import ip, run, snapshot
-from nodes import Lab, Machine
+from nodes import Lab, Machine, prepare_for_xdp
 from small import Small
 
+from dnat.dataplane import loader
+from dnat.dataplane.bpf import Command, bpf, object_pin
 from dnat.lab import builder, control
 from dnat.lab.topology import Topology
 from dnat.system import netns
-from dnat.system.paths import BPF_DIRECTORY, RUN_DIRECTORY, STATE_DIRECTORY
+from dnat.system.paths import BPF_DIRECTORY, NETNS_CONFIG_DIRECTORY, RUN_DIRECTORY, STATE_DIRECTORY
 
 _numbers = itertools.count(1)
 
@@ -93,8 +97,42 @@ def own_lab(_root: None) -> Iterator[Lab]:
     yield from _lab("o", own_address=True)
 
 
-@pytest.fixture(params=["routed", "own"])
+@pytest.fixture(scope="session")
+def xdp_lab(_root: None) -> Iterator[Lab]:
+    """A lab with the router's own address as external one, whose router uses XDP. Tests leave it as they find it."""
+    for lab in _lab("x", own_address=True):
+        prepare_for_xdp(lab)
+        router = lab["router"]
+        path = NETNS_CONFIG_DIRECTORY / router.namespace / "dnat" / "dnat.toml"
+        path.write_text(path.read_text() + 'xdp = "on"\n')
+        router.dnatctl("down")
+        router.dnatctl("up")
+        yield lab
+
+
+@pytest.fixture(params=["routed", "own", "xdp"])
 def lab(request: pytest.FixtureRequest) -> Lab:
-    """Both kinds of lab in turn."""
+    """All kinds of lab in turn."""
     lab: Lab = request.getfixturevalue(f"{request.param}_lab")
     return lab
+
+
+@pytest.fixture
+def foreign_program(_root: None) -> Iterator[Callable[[int, int], Path]]:
+    """A function that pins a program of a type (linux/bpf.h) that gives every packet one verdict, and is not ours."""
+    loader.ensure_bpffs()
+    pins: list[Path] = []
+
+    def make(kind: int, verdict: int) -> Path:
+        # struct bpf_insn: r0 = verdict; exit.
+        instructions = ctypes.create_string_buffer(struct.pack("=BBhiBBhi", 0xB7, 0, 0, verdict, 0x95, 0, 0, 0))
+        licence = ctypes.create_string_buffer(b"GPL")
+        fd, _ = bpf(Command.PROG_LOAD, "2I2Q", kind, 2, ctypes.addressof(instructions), ctypes.addressof(licence))
+        pins.append(loader.BPFFS / f"test-{os.getpid()}-{next(_numbers)}")
+        object_pin(fd, pins[-1])
+        os.close(fd)
+        return pins[-1]
+
+    yield make
+    for pin in pins:
+        pin.unlink()

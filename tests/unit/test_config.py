@@ -106,9 +106,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 def test_every_key_is_documented() -> None:
     """docs/configuration.md names each key in the section of its table, with its default."""
     text = (Path(__file__).parents[2] / "docs/configuration.md").read_text()
-    sections = {
-        heading: body for heading, body in re.findall(r"^##+ `\[([a-z.]+)\]`\n(.*?)(?=^##|\Z)", text, re.M | re.S)
-    }
+    sections = dict(re.findall(r"^##+ `\[([a-z.]+)\]`\n(.*?)(?=^##|\Z)", text, re.M | re.S))
     config = load(None)
     for table in ("host", "host.timers", "server", "router"):
         settings = attrgetter(table)(config)

@@ -32,6 +32,9 @@ def show(section: str | None, output: str) -> None:
     if section is None:
         roles = ", ".join(document["roles"])
         console.print(f"[bold]{document['instance']}[/]  {roles}  external {', '.join(document['external_addresses'])}")
+        if router := document.get("router"):
+            why = f" ({router['reason']})" if router["reason"] else ""
+            console.print(f"{router['lan']} to {router['wan']} by {router['path'].upper()}{why}", highlight=False)
     for name in (section,) if section else _SECTIONS:
         table = _TABLES[name](document[name])
         if section or table.row_count:

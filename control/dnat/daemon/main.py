@@ -176,6 +176,7 @@ class Daemon:
             document["counters"] |= self._host.counters
         if self._router is not None:
             document["counters"] |= self._router.counters
+            document["router"] = self._router.describe()
         document["external_addresses"] = [str(address) for address in addresses]
         return document
 

@@ -10,6 +10,7 @@ from ipaddress import IPv4Address
 
 from dnat.config import RouterSettings
 from dnat.daemon import attachments
+from dnat.daemon.fast_path import FastPath
 from dnat.daemon.privileged import Privileged
 from dnat.dataplane import loader
 from dnat.dataplane.attach import Direction
@@ -45,6 +46,7 @@ class RouterRole:
         self._pins = instance.pins("router")
         self._lan, self._wan = settings.lan, settings.wan
         self._own_ports = PortRange.parse(settings.own_ports)
+        self._fast_path = FastPath(settings.xdp, self._pins)
         self._privileged = privileged
         self._externals = externals
         self._leasable = leasable
@@ -75,7 +77,12 @@ class RouterRole:
 
     def summary(self) -> str:
         """What this router does, in one line."""
-        return f"routing {self._lan} to {self._wan}"
+        return f"routing {self._lan} to {self._wan} ({self.describe()['path'].upper()})"
+
+    def describe(self) -> dict[str, str]:
+        """The part ``router`` of ``show -o json``."""
+        reason = self._fast_path.reason
+        return {"lan": self._lan, "wan": self._wan, "path": "tc" if reason else "xdp", "reason": reason}
 
     def follow(self, changes: Sequence[Change]) -> None:
         """Carry committed changes of the leases into the owner map: the store calls this before an answer leaves."""
@@ -130,7 +137,8 @@ class RouterRole:
             hooks.append(("router_loop", "lo", "egress"))
         for hook in hooks:
             changes += attachments.ensure_attached(journal, self._pins, *hook)
-        return changes
+        lan, wan = links.interface(self._lan), links.interface(self._wan)
+        return changes + self._fast_path.ensure(journal, self._plane, lan, wan)
 
     def _shared(self) -> list[SharedAddress]:
         local = {address.ip for link in links.interfaces() if link.name != "lo" for address in link.addresses}

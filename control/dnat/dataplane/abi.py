@@ -40,6 +40,9 @@ OFFENCES_SIZE = 65536
 OFFENCES_PER_SECOND = 20
 FRAGMENTS_MAX = 4096
 FRAGMENT_SECONDS = 2
+LINK_LAN = 0
+LINK_WAN = 1
+LINKS = 2
 STAGES = 4
 ERRORS_PER_SECOND = 1000
 ERROR_KINDS = 2
@@ -323,6 +326,15 @@ class Host(ctypes.Structure):
     )
 
 
+class Link(ctypes.Structure):
+    _fields_ = (
+        ("ifindex", ctypes.c_uint32),
+        ("mac", Mac),
+        ("zero", ctypes.c_uint8 * 2),
+        ("neighbour_used", ctypes.c_uint64),
+    )
+
+
 class Offence(ctypes.Structure):
     _fields_ = (
         ("external", BigEndian4),
@@ -384,6 +396,7 @@ _STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "owner": PortOwner,
     "address": Address,
     "host": Host,
+    "link": Link,
     "offence": Offence,
     "offence_budget": OffenceBudget,
     "fragment_key": FragmentKey,
@@ -446,6 +459,7 @@ MAPS: dict[Role, dict[str, MapSpec]] = {
         "addresses": _map(MapType.HASH, 4, Address, ADDRESSES_MAX),
         "owners": _map(MapType.HASH_OF_MAPS, 4, 4, EXTERNALS_MAX),
         "hosts": _map(MapType.ARRAY, 4, Host, HOSTS_MAX),
+        "links": _map(MapType.ARRAY, 4, Link, LINKS),
         "offences": _map(MapType.RINGBUF, 0, 0, OFFENCES_SIZE),
         "offence_budget": _map(MapType.ARRAY, 4, OffenceBudget, 1),
         "error_budget": _map(MapType.ARRAY, 4, OffenceBudget, ERROR_KINDS),
@@ -462,13 +476,19 @@ PROGRAMS: dict[Role, tuple[str, ...]] = {
     "router": ("router_wan", "router_lan", "router_loop"),
 }
 
+XDP_PROGRAMS: dict[Role, tuple[str, ...]] = {"host": (), "router": ("router_wan_xdp", "router_lan_xdp")}
+"""Programs for XDP, beside those of the same name at TC. At most 15 letters: the kernel keeps no more."""
+
 STAGE_PROGRAMS: dict[Role, dict[Stage, str]] = {
     "host": {},
     "router": {stage: f"router_{stage.name.lower()}" for stage in Stage},
 }
 """Programs for rare work, which others of the role call by the map ``stages``."""
 
-SOURCE_FILES: dict[Role, tuple[str, ...]] = {"host": ("host.c",), "router": ("router.c", "router_stages.c")}
+SOURCE_FILES: dict[Role, tuple[str, ...]] = {
+    "host": ("host.c",),
+    "router": ("router.c", "router_stages.c", "router_xdp.c"),
+}
 """One translation unit, in this order."""
 
 

@@ -33,9 +33,11 @@ class Command(enum.IntEnum):
     MAP_UPDATE_ELEM = 2
     MAP_DELETE_ELEM = 3
     MAP_GET_NEXT_KEY = 4
+    PROG_LOAD = 5
     OBJ_PIN = 6
     OBJ_GET = 7
     PROG_TEST_RUN = 10
+    PROG_GET_FD_BY_ID = 13
     MAP_GET_FD_BY_ID = 14
     OBJ_GET_INFO_BY_FD = 15
     MAP_LOOKUP_BATCH = 24
@@ -97,6 +99,14 @@ def object_pin(fd: int, path: Path) -> None:
     """Give a map or program a name in a bpffs, where it outlives this process."""
     name = ctypes.create_string_buffer(os.fsencode(path))
     bpf(Command.OBJ_PIN, "QI", ctypes.addressof(name), fd)
+
+
+def program_name(fd: int) -> str:
+    """What the kernel calls a program; at most 15 letters."""
+    info = ctypes.create_string_buffer(128)
+    bpf(Command.OBJ_GET_INFO_BY_FD, "IIQ", fd, len(info), ctypes.addressof(info))
+    name: bytes = struct.unpack_from("=16s", info.raw, 64)[0]
+    return name.rstrip(b"\0").decode()
 
 
 def map_create(kind: MapType, name: str, *, key_size: int, value_size: int, entries: int, inner_fd: int = 0) -> int:

@@ -45,6 +45,8 @@ def compile_role(role: abi.Role, maps: Path, programs: Path, extra: str = "") ->
                 Map.pinned(maps / "stages").put(struct.pack("=I", stage), struct.pack("=i", fd))
             for name in abi.PROGRAMS[role]:
                 object_pin(module.load_func(name.encode(), BPF.SCHED_CLS).fd, programs / name)
+            for name in abi.XDP_PROGRAMS[role]:
+                object_pin(module.load_func(name.encode(), BPF.XDP).fd, programs / name)
         # bcc raises bare Exceptions.
         except Exception as error:
             raise PlatformError(f"the {role} programs do not load: {error}") from error

@@ -121,7 +121,7 @@ def ensure_loaded(role: abi.Role, pins: Path) -> bool:
     if os.geteuid() != 0:
         raise PlatformError("loading the data plane needs root")
     programs = _programs_directory(pins)
-    complete = all((programs / name).exists() for name in abi.PROGRAMS[role])
+    complete = all((programs / name).exists() for name in (*abi.PROGRAMS[role], *abi.XDP_PROGRAMS[role]))
     intact = _ensure_maps(role, maps_directory(pins))
     if complete and intact:
         return False

@@ -146,6 +146,16 @@ class RouterPlane(Plane):
         self._network = network
         return True
 
+    def set_links(self, links: Mapping[int, tuple[int, bytes]]) -> None:
+        """Interfaces that the programs at XDP may send by: index and link address (six octets) for LINK_LAN
+        and LINK_WAN. By those not named they do not.
+        """
+        for number in range(abi.LINKS):
+            ifindex, mac = links.get(number, (0, bytes(6)))
+            former = abi.Link.from_buffer_copy(self._maps["links"].get(index_key(number)) or b"")
+            if (former.ifindex, bytes(former.mac)) != (ifindex, mac):
+                self._maps["links"].put(index_key(number), bytes(abi.Link(ifindex=ifindex, mac=abi.Mac(*mac))))
+
     def externals(self) -> list[IPv4Address]:
         """The external addresses configured."""
         return sorted(IPv4Address(key) for key in self._maps["owners"].keys())  # noqa: SIM118

@@ -243,6 +243,18 @@ struct host {
 	__u16 mtu;      /* of the LAN interface, octets; 0: no limit */
 };
 
+/* Interfaces that XDP may send by, index into `links`. */
+#define LINK_LAN 0
+#define LINK_WAN 1
+#define LINKS 2
+
+struct link {
+	__u32 ifindex; /* 0: not by XDP */
+	__u8 mac[6];   /* the interface's own */
+	__u8 zero[2];
+	__u64 neighbour_used; /* jiffies when a packet last went out by way of TC */
+};
+
 struct offence {
 	__be32 external;
 	__u16 port;

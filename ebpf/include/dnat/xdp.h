@@ -1,0 +1,173 @@
+/* The router's short cut at XDP: the packets that need no thought, parsed and sent on before the kernel makes
+ * a socket buffer of them. Whatever is not plain passes on to the programs at TC.
+ *
+ * Map `links`: LINK_LAN, LINK_WAN -> an interface to send by. Written by user space; `neighbour_used` also by
+ * the programs, and CPUs may race for it: a packet more or less at TC does no harm.
+ */
+#pragma once
+
+#include <linux/if_ether.h>
+#include <linux/ip.h>
+
+#include <dnat/abi.h>
+#include <dnat/counters.h>
+#include <dnat/map.h>
+#include <dnat/order.h>
+#include <dnat/owners.h>
+#include <dnat/packet.h>
+#include <dnat/parse.h>
+
+MAP(links, ARRAY, __u32, struct link, LINKS)
+
+/* Jiffies after which a packet goes out by TC: only then does the kernel notice that it uses a neighbour, and
+ * ask now and then whether it is still there. At most a second, whatever HZ is. */
+#define NEIGHBOUR_JIFFIES 100
+
+/* A link that XDP may not use counts as none. */
+static __always_inline struct link *link_at(__u32 index)
+{
+	struct link *link = links_get(&index);
+
+	return link && link->ifindex ? link : (void *)0;
+}
+
+static __always_inline bool is_same_mac(const __u8 *one, const __u8 *other)
+{
+	return *(__u32 *)one == *(__u32 *)other && *(__u16 *)(one + 4) == *(__u16 *)(other + 4);
+}
+
+static __always_inline struct ethhdr *xdp_ethernet(const struct xdp_md *ctx)
+{
+	return (void *)(long)ctx->data;
+}
+
+static __always_inline bool is_from(const struct xdp_md *ctx, const __u8 *mac)
+{
+	struct ethhdr *ethernet = xdp_ethernet(ctx);
+
+	return (void *)(ethernet + 1) <= (void *)(long)ctx->data_end && is_same_mac(ethernet->h_source, mac);
+}
+
+/* Whether a checksum is only begun: the sum of the pseudo header, uncomplemented, which a virtual cable
+ * carries when its far end leaves the rest to a device (CHECKSUM_PARTIAL). XDP cannot see that it is so, and
+ * the frame would leave without a checksum. Of those that are whole, one in 65,536 looks the same; TC does
+ * them no harm. */
+static __always_inline bool is_begun(const struct iphdr *ip, __u16 checksum)
+{
+	__u32 sum = TO_BE16(FROM_BE16(ip->tot_len) - sizeof(*ip)) + TO_BE16(ip->protocol);
+
+	sum += (ip->saddr & 0xffff) + (ip->saddr >> 16) + (ip->daddr & 0xffff) + (ip->daddr >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return sum % 0xffff == checksum % 0xffff;
+}
+
+/* Fills in addresses, ports and class of a packet to this interface that is plain: IPv4 without options,
+ * whole, TCP, UDP or an ICMP query, and with a hop left. */
+static __always_inline bool parse_plain(const struct xdp_md *ctx, const struct link *link,
+					struct packet *packet)
+{
+	void *end = (void *)(long)ctx->data_end;
+	struct ethhdr *ethernet = xdp_ethernet(ctx);
+	struct iphdr *ip = (void *)(ethernet + 1);
+	void *l4 = ip + 1;
+	struct icmphdr *icmp = l4;
+	struct udphdr *ports = l4;
+
+	if (l4 + sizeof(struct udphdr) > end || ethernet->h_proto != TO_BE16(ETH_P_IP) ||
+	    !is_same_mac(ethernet->h_dest, link->mac))
+		return false;
+	packet->payload = FROM_BE16(ip->tot_len) - sizeof(*ip);
+	if (*(__u8 *)ip != 0x45 || packet->payload < sizeof(struct udphdr) || packet->payload > 65535 ||
+	    (ip->frag_off & TO_BE16(IPV4_OFFSET | IPV4_MORE_FRAGMENTS)) || ip->ttl <= 1)
+		return false;
+	packet->source = ip->saddr;
+	packet->destination = ip->daddr;
+	packet->port_class = class_of(ip->protocol);
+	switch (ip->protocol) {
+	case IPPROTO_TCP:
+		if (l4 + sizeof(struct tcphdr) > end || packet->payload < sizeof(struct tcphdr) ||
+		    is_begun(ip, ((struct tcphdr *)l4)->check))
+			return false;
+		break;
+	case IPPROTO_UDP:
+		if (ports->check && is_begun(ip, ports->check))
+			return false;
+		break;
+	case IPPROTO_ICMP:
+		if (!is_query(icmp->type))
+			return false;
+		packet->source_port = FROM_BE16(icmp->un.echo.id);
+		packet->destination_port = packet->source_port;
+		return true;
+	default:
+		return false;
+	}
+	packet->source_port = FROM_BE16(ports->source);
+	packet->destination_port = FROM_BE16(ports->dest);
+	return true;
+}
+
+static __always_inline bool fits_link(const struct xdp_md *ctx, __u32 mtu)
+{
+	return !mtu || ctx->data_end - ctx->data <= ETH_HLEN + mtu;
+}
+
+/* Out of a link, with one hop less (RFC 1141). */
+static __always_inline int send_by(const struct xdp_md *ctx, const struct link *link, const __u8 *mac,
+				   enum counter counter)
+{
+	struct ethhdr *ethernet = xdp_ethernet(ctx);
+	struct iphdr *ip = (void *)(ethernet + 1);
+	__u32 checksum;
+
+	if ((void *)(ip + 1) > (void *)(long)ctx->data_end)
+		return XDP_PASS;
+	__builtin_memcpy(ethernet->h_dest, mac, ETH_ALEN);
+	__builtin_memcpy(ethernet->h_source, link->mac, ETH_ALEN);
+	checksum = (__u32)ip->check + TO_BE16(0x0100);
+	ip->check = checksum + (checksum >= 0xffff);
+	ip->ttl -= 1;
+	count(counter);
+	return bpf_redirect(link->ifindex, 0);
+}
+
+/* To the LAN host with this index, if its link address is known. */
+static __always_inline int send_to_host(const struct xdp_md *ctx, __u16 index, enum counter counter)
+{
+	const struct host *host = host_at(index);
+	const struct link *lan = link_at(LINK_LAN);
+
+	if (!host || !lan || host->ifindex != lan->ifindex || !fits_link(ctx, host->mtu) ||
+	    !(*(__u32 *)host->mac | *(__u16 *)(host->mac + 4)))
+		return XDP_PASS;
+	return send_by(ctx, lan, host->mac, counter);
+}
+
+static __always_inline bool is_neighbour_due(struct link *link)
+{
+	__u64 now = bpf_jiffies64();
+
+	if (now - link->neighbour_used < NEIGHBOUR_JIFFIES)
+		return false;
+	link->neighbour_used = now;
+	return true;
+}
+
+/* Out of the WAN by the routing table, if it and the neighbour table know the way. */
+static __always_inline int send_to_wan(struct xdp_md *ctx, const struct packet *packet, __u32 mtu)
+{
+	struct link *wan = link_at(LINK_WAN);
+	struct bpf_fib_lookup way = {
+		.family = ADDRESS_FAMILY_IPV4,
+		.ipv4_src = packet->source,
+		.ipv4_dst = packet->destination,
+	};
+
+	if (!wan || !fits_link(ctx, mtu) || is_neighbour_due(wan))
+		return XDP_PASS;
+	way.ifindex = wan->ifindex;
+	if (bpf_fib_lookup(ctx, &way, sizeof(way), BPF_FIB_LOOKUP_OUTPUT) || way.ifindex != wan->ifindex)
+		return XDP_PASS;
+	return send_by(ctx, wan, way.dmac, ROUTER_OUT);
+}

@@ -1,0 +1,150 @@
+"""TCP of a host: bulk and request rate from its own ports, from translated ports, and without a data plane."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from ipaddress import IPv4Address
+from typing import Any
+
+from dnat.dataplane import attach, loader
+from dnat.dataplane.host import HostPlane
+from dnat.system import netns
+from dnat.types import PortRange, Protocol
+from dnatbench.measure import Summary, interleave, ratio
+from dnatbench.topology import run as run_in
+
+NONE, NATIVE, TRANSLATED = "no data plane", "native", "translated"
+_EXTERNAL, _REMOTE = "198.51.100.1", "203.0.113.2"
+_LAN, _GATEWAY = "10.66.0.11", "10.66.0.1"
+_LOCAL_PORTS = {NONE: 20000, NATIVE: 20000, TRANSLATED: 4000}
+_WORDS = b"x" * 128
+
+
+class _Host:
+    """A host on one cable with the outside; the far end is its gateway and the remote peer."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._stem = f"bench{os.getpid()}-{kind.replace(' ', '')[:6]}"
+        self.near, self.far = f"{self._stem}-host", f"{self._stem}-ext"
+        self._pins = loader.BPFFS / self._stem
+
+    def __enter__(self) -> _Host:
+        for name in (self.near, self.far):
+            netns.create(name)
+            run_in(name, "ip link set lo up")
+        run_in(
+            self.near,
+            f"ip link add eth0 type veth peer name eth0 netns {self.far}",
+            f"ip addr add {_LAN}/24 dev eth0",
+            f"ip addr add {_EXTERNAL}/32 dev lo",
+            "ip link set eth0 up",
+        )
+        run_in(
+            self.far, f"ip addr add {_GATEWAY}/24 dev eth0", f"ip addr add {_REMOTE}/32 dev lo", "ip link set eth0 up"
+        )
+        run_in(self.far, f"ip route add {_EXTERNAL}/32 via {_LAN}")
+        run_in(self.near, f"ip route add default via {_GATEWAY} src {_EXTERNAL}")
+        if self.kind != NONE:
+            self._load()
+        return self
+
+    def _load(self) -> None:
+        loader.ensure_loaded("host", self._pins)
+        with netns.enter(self.near):
+            plane = HostPlane.open(self._pins)
+            plane.configure(IPv4Address(_EXTERNAL), socket.if_nametoindex("eth0"), IPv4Address(_GATEWAY))
+            plane.set_ports([(PortRange(20000, 20015), Protocol.ANY)], [(PortRange(30000, 30063), Protocol.ANY)])
+            plane.close()
+            hooks: tuple[tuple[str, str, attach.Direction], ...] = (
+                ("host_out", "eth0", "egress"),
+                ("host_in", "eth0", "ingress"),
+                ("host_loop", "lo", "egress"),
+            )
+            for program, interface, direction in hooks:
+                attach.attach(interface, direction, loader.program_pin(self._pins, program), program)
+
+    def __exit__(self, *_: object) -> None:
+        for name in (self.near, self.far):
+            netns.delete(name)
+        shutil.rmtree(self._pins, ignore_errors=True)
+
+    @contextmanager
+    def connection(self) -> Iterator[tuple[socket.socket, socket.socket]]:
+        """The host's end and the far end; both are reset at the end, so that ports are free again."""
+        with netns.enter(self.far):
+            listener = socket.create_server((_REMOTE, 8000))
+        with netns.enter(self.near):
+            client = socket.socket()
+        with listener, client:
+            for one in (listener, client):
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                one.settimeout(20)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            client.bind((_EXTERNAL, _LOCAL_PORTS[self.kind]))
+            client.connect((_REMOTE, 8000))
+            server, peer = listener.accept()
+            server.settimeout(20)
+            server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if (peer[1] == _LOCAL_PORTS[self.kind]) == (self.kind == TRANSLATED):
+                raise RuntimeError(f"{self.kind}: the far end sees port {peer[1]}")
+            with server:
+                yield client, server
+
+    def bulk(self, octets: int) -> float:
+        """Gbit/s from the host to the outside."""
+        with self.connection() as (client, server):
+            thread = threading.Thread(target=client.sendall, args=(bytes(octets),))
+            buffer, received = bytearray(1 << 20), 0
+            started = time.perf_counter()
+            thread.start()
+            while received < octets:
+                received += server.recv_into(buffer)
+            spent = time.perf_counter() - started
+            thread.join()
+        return octets * 8 / spent / 1e9
+
+    def requests(self, count: int) -> float:
+        """Requests and answers of 128 octets, one after the other, in thousands a second."""
+        with self.connection() as (client, server):
+            started = time.perf_counter()
+            for _ in range(count):
+                client.send(_WORDS)
+                server.recv(256)
+                server.send(_WORDS)
+                client.recv(256)
+            return count / (time.perf_counter() - started) / 1e3
+
+
+def run(rounds: int, megabytes: int, requests: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Rows by measure and kind, each beside the host without a data plane."""
+    rows = []
+    with ExitStack() as stack:
+        hosts = [stack.enter_context(_Host(kind)) for kind in (NONE, NATIVE, TRANSLATED)]
+        measures: dict[str, Callable[[_Host], float]] = {
+            "bulk, Gbit/s": lambda host: host.bulk(megabytes << 20),
+            "requests, 1000/s": lambda host: host.requests(requests),
+        }
+        for measure, sample in measures.items():
+            say(f"host, TCP {measure}")
+            variants = {host.kind: (lambda host=host, sample=sample: sample(host)) for host in hosts}
+            samples = interleave(variants, rounds)
+            rows += [
+                {
+                    "measure": measure,
+                    "host": kind,
+                    "value": asdict(Summary.of(values)),
+                    "of_none": asdict(ratio(values, samples[NONE])),
+                }
+                for kind, values in samples.items()
+            ]
+    return rows

@@ -1,0 +1,69 @@
+"""Results as pictures, SVG and PNG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+_SHOWN = (
+    "nftables NAT",
+    "plain forwarding",
+    "dnat at TC",
+    "bare redirect at TC",
+    "dnat at XDP",
+    "bare redirect at XDP",
+)
+_COLOURS = dict(zip(_SHOWN, ("#c0392b", "#7f8c8d", "#2471a3", "#a9cce3", "#1e8449", "#a9dfbf"), strict=True))
+
+
+def draw(results: dict[str, Any], directory: Path) -> None:
+    """Write every picture."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    # The same results give the same file.
+    mpl.rcParams.update({"svg.hashsalt": "dnat", "font.size": 9, "svg.fonttype": "none"})
+    from matplotlib import pyplot as plt
+
+    for name, fill in (("router", _router), ("programs", _programs)):
+        figure = fill(plt, results)
+        figure.savefig(directory / f"{name}.svg", metadata={"Date": None})
+        figure.savefig(directory / f"{name}.png", dpi=120)
+        plt.close(figure)
+
+
+def _router(plt: Any, results: dict[str, Any]) -> Any:
+    rows = [row for row in results["forwarding"] if row["octets"] == 60 and not row["new"]]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
+    for axis, (direction, title) in zip(axes, (("in", "inbound"), ("out", "outbound")), strict=True):
+        for router in _SHOWN:
+            own = [row for row in rows if row["router"] == router and row["direction"] == direction]
+            flows = [row["flows"] for row in own]
+            middle = [row["ns"]["median"] for row in own]
+            axis.plot(flows, middle, marker="o", markersize=4, label=router, color=_COLOURS[router])
+            low, high = [row["ns"]["low"] for row in own], [row["ns"]["high"] for row in own]
+            axis.fill_between(flows, low, high, color=_COLOURS[router], alpha=0.25, linewidth=0)
+        axis.set_xscale("log")
+        axis.set_ylim(bottom=0)
+        axis.set_title(f"Router, {title}, 60 octets")
+        axis.set_xlabel("flows")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("CPU ns per packet, sender included")
+    axes[1].legend(loc="upper left", fontsize=8)
+    return figure
+
+
+def _programs(plt: Any, results: dict[str, Any]) -> Any:
+    rows = [row for row in results["programs"] if not row["program"].startswith("empty")]
+    figure, axis = plt.subplots(figsize=(7, 3.8), layout="constrained")
+    middle = [row["ns"]["median"] for row in rows]
+    errors = [
+        [row["ns"]["median"] - row["ns"]["low"] for row in rows],
+        [row["ns"]["high"] - row["ns"]["median"] for row in rows],
+    ]
+    axis.barh([row["program"] for row in rows], middle, xerr=errors, color="#2471a3", ecolor="#555555")
+    axis.set_xscale("symlog", linthresh=100)
+    axis.invert_yaxis()
+    axis.set_xlabel("ns beyond an empty program")
+    axis.grid(axis="x", alpha=0.3)
+    return figure

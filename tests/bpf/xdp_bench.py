@@ -1,0 +1,95 @@
+"""The router's programs at XDP before those at TC, as on an interface that has both."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+from bpf_bench import HOST_A, HOST_B, MAC_A, MAC_B, OWN_EXTERNAL, REDIRECT, REMOTE, Outcome, RouterBench, mac, udp
+from scapy.packet import Packet
+
+from dnat.dataplane import abi
+from dnat.dataplane.bpf import object_get, program_test_run
+from dnat.dataplane.loader import program_pin
+from dnat.system import netns
+
+XDP_PASS, XDP_REDIRECT = 2, 4
+MAC_REMOTE = "02:00:00:00:00:0e"
+MACS = {HOST_A: MAC_A, HOST_B: MAC_B, REMOTE: MAC_REMOTE}
+
+_numbers = itertools.count(1)
+
+
+class RouterXdpBench(RouterBench):
+    """As ``RouterBench``; ``run`` gives what XDP and TC make of a packet together.
+
+    To be used in the namespace of ``build_wires``. What XDP sent on gets its former link addresses back, after a look
+    at the new ones, for TC leaves them to the kernel.
+    """
+
+    def __init__(self, pins: Path) -> None:
+        self.lan_ifindex, self.wan_ifindex = socket.if_nametoindex("lan"), socket.if_nametoindex("wan")
+        self._at_xdp = {name: object_get(program_pin(pins, name)) for name in abi.XDP_PROGRAMS["router"]}
+        super().__init__(pins)
+
+    def reset(self) -> None:
+        super().reset()
+        self.plane.set_links({})
+        # All zero is also what a test run takes for the interface's own address at TC.
+        self.plane.set_links({abi.LINK_LAN: (self.lan_ifindex, bytes(6)), abi.LINK_WAN: (self.wan_ifindex, bytes(6))})
+
+    def run(self, program: str, packet: Packet | bytes, context: bytes = b"") -> Outcome:
+        if f"{program}_xdp" not in self._at_xdp:
+            return super().run(program, packet, context)
+        before = self.plane.counters()
+        taken = self.run_xdp(program, packet)
+        if taken is None:
+            assert self.plane.counters() == before, "what is passed on is for TC to count"
+            return super().run(program, packet, context)
+        _, left = taken
+        after = self.plane.counters()
+        counted = {label: after[label] - before[label] for label in after if after[label] != before[label]}
+        return Outcome(REDIRECT, bytes(packet)[:12] + left[12:], counted)
+
+    def run_xdp(self, program: str, packet: Packet | bytes) -> tuple[str, bytes] | None:
+        """To whom XDP sends a packet, and the packet; None: it passes it on, untouched."""
+        verdict, left, _ = program_test_run(self._at_xdp[f"{program}_xdp"], bytes(packet))
+        if verdict == XDP_PASS:
+            assert left == bytes(packet)
+            return None
+        assert verdict == XDP_REDIRECT
+        assert left[6:12] == bytes(6), "the source is the interface"
+        (receiver,) = (address for address, known in MACS.items() if mac(known) == left[:6])
+        return receiver, left
+
+    def use_neighbour(self) -> None:
+        """Have the packet that goes out by TC now and then behind us, for less than a second."""
+        self.run_xdp("router_lan", udp(20000, 7))
+
+    def close(self) -> None:
+        for fd in self._at_xdp.values():
+            os.close(fd)
+
+
+def build_wires() -> str:
+    """Make a namespace with a LAN and a WAN interface, a route to the outside and its gateway; returns its name."""
+    name = f"bpf{os.getpid()}-xdp{next(_numbers)}"
+    netns.create(name)
+    with netns.enter(name):
+        for command in (
+            "ip link add lan type veth peer name lan-far",
+            "ip link add wan type veth peer name wan-far",
+            "ip link set lan up",
+            "ip link set lan-far up",
+            "ip link set wan up",
+            "ip link set wan-far up",
+            f"ip addr add {OWN_EXTERNAL}/24 dev wan",
+            f"ip route add default via {REMOTE}",
+            f"ip neigh replace {REMOTE} lladdr {MAC_REMOTE} dev wan nud permanent",
+            "sysctl -qw net.ipv4.ip_forward=1",
+        ):
+            subprocess.run(command.split(), check=True, capture_output=True, timeout=20)
+    return name
