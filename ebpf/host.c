@@ -4,9 +4,11 @@
 #include <dnat/counters.h>
 #include <dnat/fragments.h>
 #include <dnat/helpers.h>
+#include <dnat/identification.h>
 #include <dnat/packet.h>
 #include <dnat/parse.h>
 #include <dnat/ports.h>
+#include <dnat/refuse.h>
 #include <dnat/rewrite.h>
 #include <dnat/translate.h>
 
@@ -16,6 +18,7 @@
 int host_out(struct __sk_buff *skb)
 {
 	const struct host_config *config = host_config();
+	enum counter way = HOST_OUT_TRANSLATED;
 	struct packet packet;
 	struct drawn drawn;
 
@@ -24,21 +27,25 @@ int host_out(struct __sk_buff *skb)
 		return VERDICT_PASS;
 	if (!parse_ports(skb, &packet))
 		return drop(DROP_MALFORMED);
-	/* The port and the checksum are in the first one. */
-	if (packet.kind == KIND_FRAGMENT)
-		return pass(HOST_OUT_FRAGMENT);
-	if (packet.kind == KIND_PORTLESS)
-		return drop(DROP_NOT_TRANSLATABLE);
-	if (is_native(packet.port_class, packet.source_port))
-		return pass(HOST_OUT_NATIVE);
-	if (packet.port_class >= TRANSLATED_CLASSES)
-		return drop(DROP_NOT_TRANSLATABLE);
-	drawn = unique_port(skb, &packet, config);
-	if (!drawn.port)
-		return drop(drawn.reason);
-	if (!rewrite_port(skb, &packet, SOURCE_PORT, drawn.port))
+	if (packet.kind == KIND_FRAGMENT) {
+		/* The port and the checksum are in the first one. */
+		way = HOST_OUT_FRAGMENT;
+	} else if (packet.kind == KIND_PORTLESS) {
+		return refuse(skb, &packet, config, DROP_NOT_TRANSLATABLE);
+	} else if (is_native(packet.port_class, packet.source_port)) {
+		way = HOST_OUT_NATIVE;
+	} else if (packet.port_class >= TRANSLATED_CLASSES) {
+		return refuse(skb, &packet, config, DROP_NOT_TRANSLATABLE);
+	} else {
+		drawn = unique_port(skb, &packet, config);
+		if (!drawn.port)
+			return refuse(skb, &packet, config, drawn.reason);
+		if (!rewrite_port(skb, &packet, SOURCE_PORT, drawn.port))
+			return drop(DROP_REWRITE_FAILED);
+	}
+	if (!rewrite_id(skb, &packet, config))
 		return drop(DROP_REWRITE_FAILED);
-	return pass(HOST_OUT_TRANSLATED);
+	return pass(way);
 }
 
 /* LAN interface, ingress: the router sends us only what is ours. */
@@ -46,7 +53,7 @@ int host_in(struct __sk_buff *skb)
 {
 	const struct host_config *config = host_config();
 	struct packet packet;
-	__u16 port;
+	__u16 port = 0;
 
 	if (!config || !config->external || !parse_addresses(skb, &packet) ||
 	    packet.destination != config->external)
@@ -56,9 +63,19 @@ int host_in(struct __sk_buff *skb)
 	if (packet.kind == KIND_FRAGMENT || packet.kind == KIND_PORTLESS ||
 	    packet.port_class >= TRANSLATED_CLASSES)
 		return pass(HOST_IN_NATIVE);
-	port = local_port(&packet);
-	if (!port)
+	/* Our own refusal quotes the local port. */
+	if (packet.kind == KIND_ERROR && is_from_ourselves(skb))
+		return pass(HOST_LOCAL);
+	switch (local_port(config, &packet, &port)) {
+	case INBOUND_NATIVE:
 		return pass(HOST_IN_NATIVE);
+	case INBOUND_UNBOUND:
+		return drop(DROP_UNBOUND);
+	case INBOUND_FILTERED:
+		return drop(DROP_FILTERED);
+	case INBOUND_TRANSLATED:
+		break;
+	}
 	if (!rewrite_port(skb, &packet, DESTINATION_PORT, port))
 		return drop(DROP_REWRITE_FAILED);
 	return pass(HOST_IN_TRANSLATED);

@@ -28,6 +28,18 @@ _PortCount = Annotated[int, Meta(description="a whole number from 1 to 4096", ge
 _PortRanges = Annotated[list[str], Meta(description='a list of port ranges, as ["10000-59999"]')]
 
 
+class TimerSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """The ``[host.timers]`` table: seconds without an outbound packet until a translation may end."""
+
+    udp: Annotated[int, Meta(description="seconds, 120 to 86400 (RFC 4787, REQ-5)", ge=120, le=86400)] = 300
+    tcp_established: Annotated[
+        int, Meta(description="seconds, 7440 to 864000 (RFC 5382, REQ-5)", ge=7440, le=864000)
+    ] = 7440
+    tcp_transitory: Annotated[int, Meta(description="seconds, 240 to 86400 (RFC 5382, REQ-5)", ge=240, le=86400)] = 240
+    """Before a connection is established, and after it was closed or reset."""
+    icmp: Annotated[int, Meta(description="seconds, 60 to 86400 (RFC 5508, REQ-2)", ge=60, le=86400)] = 60
+
+
 class HostSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """The ``[host]`` table."""
 
@@ -39,6 +51,20 @@ class HostSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Ports for the host's own connections."""
     translated_ports: _PortCount = 32
     """Ports to which the kernel translates what programs bind elsewhere."""
+    translated_ports_max: Annotated[int, Meta(description="a whole number from 1 to 4096", ge=1, le=4096)] = 1024
+    """So far the translated ports may grow when they run low."""
+    give_back_after: Annotated[int, Meta(description="seconds, 1 to 86400", ge=1, le=86400)] = 300
+    """How long surplus translated ports are idle before they are given back."""
+    filtering: Annotated[
+        Literal["endpoint-independent", "address-dependent"],
+        Meta(description='"endpoint-independent" or "address-dependent"'),
+    ] = "endpoint-independent"
+    """Who may send to a translated port: anybody, or whom it has sent to (RFC 4787, section 5)."""
+    inbound_refresh: Annotated[bool, Meta(description="true or false")] = False
+    """Whether inbound packets, too, keep a translation alive (RFC 4787, REQ-6)."""
+    exhausted: Annotated[Literal["icmp", "drop"], Meta(description='"icmp" or "drop"')] = "icmp"
+    """Whether a program whose packet cannot be sent for want of a port is told so."""
+    timers: TimerSettings = TimerSettings()
 
 
 class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -181,17 +207,18 @@ def _explain(message: str, raw: dict[str, Any]) -> str:
 
 
 def _table_type(table: str) -> type[Struct]:
-    kind = get_type_hints(Config).get(table) if table else Config
-    assert isinstance(kind, type) and issubclass(kind, Struct)
+    kind: type[Struct] = Config
+    for name in table.split(".") if table else ():
+        kind = get_type_hints(kind)[name]
     return kind
 
 
 def _allowed(key: str) -> str:
     """The description that a key's type carries."""
     table, _, name = key.rpartition(".")
-    if name in ("host", "server", "router") and not table:
-        return f"a table [{name}]"
     hint = get_type_hints(_table_type(table), include_extras=True).get(name)
+    if isinstance(hint, type) and issubclass(hint, Struct):
+        return f"a table [{key}]"
     for part in (hint, *get_args(hint)):
         for meta in getattr(part, "__metadata__", ()):
             if isinstance(meta, Meta) and meta.description:

@@ -56,6 +56,11 @@ class Instance:
         return self.run / "leases.json"
 
     @property
+    def mappings(self) -> Path:
+        """Static bindings that the operator asked for."""
+        return self.run / "mappings.json"
+
+    @property
     def store(self) -> Path:
         return self.state / "leases.sqlite"
 

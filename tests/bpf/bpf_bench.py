@@ -20,7 +20,7 @@ from scapy.packet import Packet, Raw
 
 from dnat.dataplane import abi
 from dnat.dataplane.bpf import object_get, program_test_run
-from dnat.dataplane.host import HostPlane
+from dnat.dataplane.host import HostPlane, Policy
 from dnat.dataplane.loader import program_pin
 from dnat.dataplane.router import RouterPlane
 from dnat.types import Owner, PortRange, Protocol
@@ -117,10 +117,15 @@ class HostBench(Bench):
     def reset(self) -> None:
         super().reset()
         self.plane.set_ports([], [])
-        inward = self.plane._maps["bindings_in"]
-        for key in list(inward.keys()):
-            inward.delete(key)
-        self.plane.configure(IPv4Address(EXTERNAL), 1, IPv4Address(ROUTER))
+        for name in ("bindings_in", "peers"):
+            leftover = self.plane._maps[name]
+            for key in list(leftover.keys()):
+                leftover.delete(key)
+        self.set_policy(Policy())
+        self.plane.set_exhausted(False)
+        for port_class in range(abi.TRANSLATED_CLASSES):
+            self.plane._maps["usage"].put(struct.pack("=I", port_class), bytes(abi.PoolUsage()))
+        self.plane.drain_events()
         self.plane.set_ports([(NATIVE, Protocol.ANY)], [(POOL, Protocol.ANY)])
 
     def check(self, program: str, case: Case) -> None:
@@ -128,6 +133,9 @@ class HostBench(Bench):
             self.bind(protocol, local_port, port)
         super().check(program, case)
         assert self.bound() == {**case.bindings, **case.creates}
+
+    def set_policy(self, policy: Policy) -> None:
+        self.plane.configure(IPv4Address(EXTERNAL), 1, IPv4Address(ROUTER), policy)
 
     def bound(self) -> dict[tuple[Protocol, int], int]:
         """Bindings, as ``Case`` writes them."""
@@ -191,20 +199,34 @@ def ether(packet: Packet, source: str = MAC_A, destination: str = MAC_ROUTER) ->
 
 
 def udp(sport: int, dport: int, *, src: str = EXTERNAL, dst: str = REMOTE, ttl: int = 64, **fields: int) -> Packet:
-    return ether(IP(src=src, dst=dst, ttl=ttl) / UDP(sport=sport, dport=dport, **fields) / Raw(b"spoken words"))
+    return ether(
+        IP(src=src, dst=dst, ttl=ttl, flags="DF") / UDP(sport=sport, dport=dport, **fields) / Raw(b"spoken words")
+    )
 
 
 def tcp(sport: int, dport: int, *, src: str = EXTERNAL, dst: str = REMOTE, ttl: int = 64, flags: str = "A") -> Packet:
     return ether(
-        IP(src=src, dst=dst, ttl=ttl) / TCP(sport=sport, dport=dport, flags=flags, seq=7) / Raw(b"written words")
+        IP(src=src, dst=dst, ttl=ttl, flags="DF")
+        / TCP(sport=sport, dport=dport, flags=flags, seq=7)
+        / Raw(b"written words")
     )
 
 
 def echo(identifier: int, *, src: str = EXTERNAL, dst: str = REMOTE, ttl: int = 64, reply: bool = False) -> Packet:
     kind = "echo-reply" if reply else "echo-request"
-    return ether(IP(src=src, dst=dst, ttl=ttl) / ICMP(type=kind, id=identifier, seq=1) / Raw(b"hello"))
+    return ether(IP(src=src, dst=dst, ttl=ttl, flags="DF") / ICMP(type=kind, id=identifier, seq=1) / Raw(b"hello"))
 
 
 def error(quoted: Packet, *, src: str, dst: str, ttl: int = 64, octets: int | None = None, kind: int = 3) -> Packet:
     """An ICMP error that quotes a packet (without its Ethernet header), or its first octets."""
-    return ether(IP(src=src, dst=dst, ttl=ttl) / ICMP(type=kind, code=1) / Raw(bytes(quoted[IP])[:octets]))
+    header = IP(src=src, dst=dst, ttl=ttl, flags="DF")
+    return ether(header / ICMP(type=kind, code=1) / Raw(bytes(quoted[IP])[:octets]))
+
+
+def refusal(refused: Packet) -> Packet:
+    """What a host tells a program whose packet it drops for good: frame and packet are from itself to itself."""
+    packet = IP(bytes(refused[IP]))
+    octets = packet.ihl * 4 + (20 if packet.proto == 6 else 8)
+    header = IP(src=packet.src, dst=packet.src, id=0, flags="DF")
+    quoted = Raw(bytes(packet)[:octets])
+    return ether(header / ICMP(type=3, code=13) / quoted, refused[Ether].src, refused[Ether].src)

@@ -6,7 +6,7 @@ import socket
 import time
 
 import pytest
-from bpf_bench import DROP, EXTERNAL, PASS, POOL, REMOTE, Case, HostBench, echo, error, tcp, udp
+from bpf_bench import DROP, EXTERNAL, PASS, POOL, REDIRECT, REMOTE, Case, HostBench, echo, error, tcp, udp
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
@@ -68,7 +68,7 @@ def test_a_full_table_refuses_and_leaves_nothing_behind(host: HostBench) -> None
     keys = [bytes(abi.PortKey(1 + number, abi.PortClass.ICMP, 0)) for number in range(abi.BINDINGS_MAX)]
     bindings.put_many(dict.fromkeys(keys, filler))
     outcome = host.run("host_out", udp(40000, 53))
-    assert (outcome.verdict, outcome.counted) == (DROP, {"drop_table_full": 1})
+    assert (outcome.verdict, outcome.counted) == (REDIRECT, {"drop_table_full": 1, "host_refused": 1})
     assert not list(host.plane._maps["bindings_in"].keys())
 
 

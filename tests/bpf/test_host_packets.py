@@ -16,6 +16,7 @@ from bpf_bench import (
     echo,
     error,
     ether,
+    refusal,
     tcp,
     udp,
 )
@@ -32,7 +33,27 @@ TCP_, UDP_, ICMP_ = Protocol.TCP, Protocol.UDP, Protocol.ICMP
 
 def udplite(sport: int, dport: int, checksum: int) -> IP:
     octets = b"".join(number.to_bytes(2, "big") for number in (sport, dport, 8, checksum))
-    return ether(IP(src=EXTERNAL, dst=REMOTE, proto=136) / Raw(octets + b"words"))
+    return ether(IP(src=EXTERNAL, dst=REMOTE, proto=136, flags="DF") / Raw(octets + b"words"))
+
+
+REFUSED = (REDIRECT, "drop_not_translatable")
+
+
+def sctp(sport: int) -> IP:
+    return ether(IP(src=EXTERNAL, dst=REMOTE, flags="DF") / SCTP(sport=sport))
+
+
+def dccp(sport: int) -> IP:
+    """A DCCP-Request, as far as ports go."""
+    return ether(IP(src=EXTERNAL, dst=REMOTE, proto=33, flags="DF") / Raw(sport.to_bytes(2, "big") + bytes(18)))
+
+
+def sctp_in(dport: int) -> IP:
+    return ether(IP(src=REMOTE, dst=EXTERNAL) / SCTP(dport=dport))
+
+
+def gre() -> IP:
+    return ether(IP(src=EXTERNAL, dst=REMOTE, flags="DF") / GRE() / Raw(b"inside"))
 
 
 def with_options(packet: IP) -> IP:
@@ -44,14 +65,24 @@ OUT = [
     Case("native UDP passes", udp(20000, 7), PASS, "host_out_native"),
     Case("native TCP passes", tcp(20015, 80), PASS, "host_out_native"),
     Case("native ICMP identifier passes", echo(20001), PASS, "host_out_native"),
-    Case("native SCTP passes", ether(IP(src=EXTERNAL, dst=REMOTE) / SCTP(sport=20003)), PASS, "host_out_native"),
+    Case("native SCTP passes", sctp(20003), PASS, "host_out_native"),
+    Case("native DCCP passes", dccp(20003), PASS, "host_out_native"),
+    Case("foreign SCTP is refused", sctp(5000), *REFUSED, leaves=refusal(sctp(5000)), also=("host_refused",)),
+    Case("foreign DCCP is refused", dccp(5000), *REFUSED, leaves=refusal(dccp(5000)), also=("host_refused",)),
+    Case("GRE has no ports", gre(), *REFUSED, leaves=refusal(gre()), also=("host_refused",)),
     Case(
-        "foreign SCTP cannot be translated",
-        ether(IP(src=EXTERNAL, dst=REMOTE) / SCTP(sport=5000)),
+        "a refusal quotes IP options",
+        with_options(sctp(5000)),
+        *REFUSED,
+        leaves=refusal(with_options(sctp(5000))),
+        also=("host_refused",),
+    ),
+    Case(
+        "ICMP that is no query is dropped in silence",
+        ether(IP(src=EXTERNAL, dst=REMOTE, flags="DF") / ICMP(type="router-solicitation")),
         DROP,
         "drop_not_translatable",
     ),
-    Case("GRE has no ports", ether(IP(src=EXTERNAL, dst=REMOTE) / GRE()), DROP, "drop_not_translatable"),
     Case(
         "UDP is translated",
         udp(4000, 53),
@@ -178,15 +209,38 @@ OUT = [
     ),
     Case(
         "a later fragment carries no port",
-        ether(IP(src=EXTERNAL, dst=REMOTE, proto=17, frag=2) / Raw(b"x" * 16)),
+        ether(IP(src=EXTERNAL, dst=REMOTE, proto=17, frag=2, id=1) / Raw(b"x" * 16)),
         PASS,
         "host_out_fragment",
+        leaves=ether(IP(src=EXTERNAL, dst=REMOTE, proto=17, frag=2, id=20001) / Raw(b"x" * 16)),
+        also=("host_id_replaced",),
     ),
 ]
 
 IN = [
     Case("native UDP", udp(7, 20000, src=REMOTE, dst=EXTERNAL), PASS, "host_in_native"),
     Case("an unknown port is the stack's business", udp(7, 9, src=REMOTE, dst=EXTERNAL), PASS, "host_in_native"),
+    Case(
+        "an unsolicited SYN to a port of the pool gets no answer (RFC 5382 REQ-4)",
+        tcp(80, 30002, src=REMOTE, dst=EXTERNAL, flags="S"),
+        DROP,
+        "drop_unbound",
+    ),
+    Case("a ping for an identifier of the pool", echo(30002, src=REMOTE, dst=EXTERNAL), DROP, "drop_unbound"),
+    Case(
+        "an error about a port of the pool that nobody uses",
+        error(udp(30002, 53), src=REMOTE, dst=EXTERNAL),
+        DROP,
+        "drop_unbound",
+    ),
+    Case(
+        "our own refusal, which quotes a local port that happens to be in the pool",
+        refusal(udp(30002, 53)),
+        PASS,
+        "host_local",
+        bindings={(UDP_, 4000): 30002},
+    ),
+    Case("native SCTP comes in", sctp_in(20003), PASS, "host_in_native"),
     Case(
         "translated UDP",
         udp(53, 30002, src=REMOTE, dst=EXTERNAL),
@@ -206,8 +260,8 @@ IN = [
     Case(
         "a UDP binding says nothing about TCP",
         tcp(80, 30002, src=REMOTE, dst=EXTERNAL),
-        PASS,
-        "host_in_native",
+        DROP,
+        "drop_unbound",
         bindings={(UDP_, 4000): 30002},
     ),
     Case(
@@ -395,6 +449,10 @@ def test_without_configuration_everything_passes(host: HostBench) -> None:
 
 def test_timestamp_queries_are_translated_like_pings(host: HostBench) -> None:
     host.bind(ICMP_, 77, 30001)
-    sent = ether(IP(src=EXTERNAL, dst=REMOTE) / ICMP(type="timestamp-request", id=77))
-    outcome = host.run("host_out", sent)
-    assert outcome.packet == bytes(ether(IP(src=EXTERNAL, dst=REMOTE) / ICMP(type="timestamp-request", id=30001)))
+    for program, kind, before, after in (
+        ("host_out", "timestamp-request", 77, 30001),
+        ("host_in", "timestamp-reply", 30001, 77),
+    ):
+        ends = {"src": EXTERNAL, "dst": REMOTE} if program == "host_out" else {"src": REMOTE, "dst": EXTERNAL}
+        outcome = host.run(program, ether(IP(**ends, flags="DF") / ICMP(type=kind, id=before)))
+        assert outcome.packet == bytes(ether(IP(**ends, flags="DF") / ICMP(type=kind, id=after)))

@@ -47,6 +47,20 @@ def test_a_router_with_its_server() -> None:
             {"host": {"ephemeral_ports": 0}},
             "host.ephemeral_ports: 0 is not allowed; write a whole number from 1 to 4096",
         ),
+        ({"host": {"timers": 3}}, "host.timers: 3 is not allowed; write a table [host.timers]"),
+        (
+            {"host": {"timers": {"udp": 30}}},
+            "host.timers.udp: 30 is not allowed; write seconds, 120 to 86400 (RFC 4787, REQ-5)",
+        ),
+        (
+            {"host": {"timers": {"tcp": 30}}},
+            "host.timers.tcp: there is no such key. Allowed here: udp, tcp_established, tcp_transitory, icmp",
+        ),
+        (
+            {"host": {"filtering": "none"}},
+            'host.filtering: \'none\' is not allowed; write "endpoint-independent" or "address-dependent"',
+        ),
+        ({"host": {"exhausted": "reject"}}, 'host.exhausted: \'reject\' is not allowed; write "icmp" or "drop"'),
         ({"host": {"server": "sip.example"}}, 'host.server: "sip.example" is not an IPv4 address'),
         ({"roles": ["server"]}, 'server.external_addresses: the role "server" needs'),
         (

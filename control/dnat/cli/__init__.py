@@ -18,6 +18,8 @@ _COMMANDS = {
     "show": ("dnat.cli.show", "show"),
     "request": ("dnat.cli.ports", "request"),
     "release": ("dnat.cli.ports", "release"),
+    "map": ("dnat.cli.mappings", "map_"),
+    "unmap": ("dnat.cli.mappings", "unmap"),
     "capture": ("dnat.cli.capture", "capture"),
     "lab": ("dnat.cli.lab", "lab"),
 }

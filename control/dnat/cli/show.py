@@ -78,10 +78,11 @@ def _leases(rows: list[dict[str, Any]]) -> Any:
 def _bindings(rows: list[dict[str, Any]]) -> Any:
     table = _table(
         "bindings",
-        {"protocol": "left", "local port": "right", "combination address": "left", "idle": "right"},
+        {"protocol": "left", "local port": "right", "combination address": "left", "idle": "right", "": "left"},
     )
     for row in sorted(rows, key=lambda row: (row["protocol"], row["local_port"])):
-        table.add_row(row["protocol"], str(row["local_port"]), f"{row['address']}:{row['port']}", f"{row['idle']} s")
+        outside, kind = f"{row['address']}:{row['port']}", "static" if row["static"] else ""
+        table.add_row(row["protocol"], str(row["local_port"]), outside, f"{row['idle']} s", kind)
     return table
 
 

@@ -12,17 +12,19 @@ from typing import Any
 from dnat.config import HostSettings
 from dnat.daemon import attachments
 from dnat.daemon.leasing import Leasing, RefusedError, boottime
+from dnat.daemon.mappings import Mapping, Mappings, holds, lease_of, unmapped
+from dnat.daemon.pool import PoolKeeper, low_water
 from dnat.daemon.privileged import Privileged
 from dnat.dataplane import loader
 from dnat.dataplane.attach import Direction
-from dnat.dataplane.host import HostPlane
+from dnat.dataplane.host import HostPlane, Policy
 from dnat.errors import PeerError, UsageError
 from dnat.instance import Instance
 from dnat.pap.messages import Want
 from dnat.system import links
 from dnat.system.host import ensure_host_network
 from dnat.system.links import Uplink
-from dnat.types import Lease, PortRange, Protocol, Purpose
+from dnat.types import Lease, Parity, PortRange, Protocol, Purpose
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +46,10 @@ class HostRole:
         self._applying = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._uplink: Uplink
+        self._mappings: Mappings
         self._leasing: Leasing
         self._plane: HostPlane
+        self._pool: PoolKeeper
 
     async def start(self) -> str:
         """Lease ports, set up kernel and network; returns one line that says what was obtained. Raises DnatError."""
@@ -53,6 +57,7 @@ class HostRole:
         lan = await self._privileged.run(links.interface, self._uplink.interface)
         server = IPv4Address(self._settings.server) if self._settings.server else self._uplink.gateway
         host_id = self._instance.host_id(lan.mac or "")
+        self._mappings = Mappings(self._instance.mappings)
         self._leasing = Leasing(host_id, server, self._instance.saved_leases, self._lacking.set)
         await self._leasing.open(self._uplink.address)
         loading = asyncio.create_task(asyncio.to_thread(loader.ensure_loaded, "host", self._pins))
@@ -64,12 +69,17 @@ class HostRole:
             await loading
         self._plane = HostPlane.open(self._pins)
         await self._apply()
-        self._tasks = [asyncio.create_task(self._follow_leases()), asyncio.create_task(self._reconcile())]
-        self._tasks.append(asyncio.create_task(self._sweep()))
+        self._pool = PoolKeeper(self._settings, self._leasing, self._plane, self._external, self._apply)
+        asyncio.get_running_loop().add_reader(self._plane.fileno(), self._pool.tell)
+        self._tasks = [
+            asyncio.create_task(task)
+            for task in (self._follow_leases(), self._reconcile(), self._sweep(), self._pool.run())
+        ]
         return self.summary()
 
     async def stop(self, *, release: bool) -> None:
         """End the tasks; give the leases back when ``release``. The data plane stays: ``down`` removes it."""
+        asyncio.get_running_loop().remove_reader(self._plane.fileno())
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -108,6 +118,11 @@ class HostRole:
         """Give explicit leases back. Raises UsageError for a lease that is not there or that the host itself needs."""
         held = {lease.id: lease for lease in self._leasing.leases}
         for lease_id in lease_ids:
+            if lease_id in held and (mapped := self._mappings.within(held[lease_id].ports, held[lease_id].protocol)):
+                raise UsageError(
+                    f"{mapped[0].protocol.label} port {mapped[0].port} is mapped;"
+                    f" first: dnatctl unmap {mapped[0].protocol.label} {mapped[0].local_port}"
+                )
             if lease_id not in held:
                 raise UsageError("no such lease here; `dnatctl show leases` lists them")
             if held[lease_id].purpose is not Purpose.EXPLICIT:
@@ -118,6 +133,43 @@ class HostRole:
         await self._leasing.release(list(lease_ids))
         await self._apply()
         return [self._describe(held[lease_id]) for lease_id in lease_ids]
+
+    async def map(self, protocol: Protocol, local_port: int, port: int | None) -> dict[str, Any]:
+        """Bind a local port to a port of the external address until ``unmap``, leasing it if need be.
+
+        Raises UsageError for what cannot be mapped, PeerError when the port cannot be had.
+        """
+        if protocol not in (Protocol.TCP, Protocol.UDP):
+            raise UsageError("only TCP and UDP ports can be mapped")
+        leases = self._leasing.leases
+        if known := self._mappings.get(protocol, local_port):
+            if port not in (None, known.port):
+                raise UsageError(f"{protocol.label} port {local_port} is mapped to {known.port}; unmap it first")
+            return self._describe_mapping(known)
+        if any(local_port in lease.ports and lease.protocol.overlaps(protocol) for lease in leases):
+            raise UsageError(f"port {local_port} is this host's own: the outside sees it as it is, without a mapping")
+        if port is not None and self._mappings.within(PortRange(port, port), protocol):
+            raise UsageError(f"{protocol.label} port {port} is mapped already; `dnatctl show bindings` says to what")
+        held = port is not None and any(holds(lease, port, protocol) for lease in leases)
+        if not held:
+            port = (await self._leasing.request(self._want_for_mapping(protocol, local_port, port))).lease.ports.first
+        assert port is not None
+        mapping = Mapping(protocol, local_port, port, not held)
+        self._mappings.add(mapping)
+        await self._apply()
+        return self._describe_mapping(mapping)
+
+    async def unmap(self, protocol: Protocol, local_port: int) -> dict[str, Any]:
+        """End what ``map`` made, and give back the port if it was leased for that. Raises UsageError."""
+        mapping = self._mappings.get(protocol, local_port)
+        if mapping is None:
+            raise UsageError(f"{protocol.label} port {local_port} is not mapped; `dnatctl show bindings` lists what is")
+        self._mappings.remove(mapping)
+        lease = lease_of(mapping, self._leasing.leases)
+        if lease is not None and mapping.leased:
+            await self._leasing.release([lease.id])
+        await self._apply()
+        return self._describe_mapping(mapping)
 
     @property
     def external_addresses(self) -> tuple[IPv4Address, ...]:
@@ -145,6 +197,7 @@ class HostRole:
                 "address": address,
                 "port": binding.port,
                 "idle": round(binding.idle, 1),
+                "static": binding.static,
             }
             for binding in self._plane.bindings(time.monotonic())
         ]
@@ -160,6 +213,26 @@ class HostRole:
             "purpose": lease.purpose.label,
             "expires_in": max(0, round(lease.expires_at - boottime())),
         }
+
+    def _describe_mapping(self, mapping: Mapping) -> dict[str, Any]:
+        return {
+            "protocol": mapping.protocol.label,
+            "local_port": mapping.local_port,
+            "address": str(self._external()),
+            "port": mapping.port,
+        }
+
+    def _want_for_mapping(self, protocol: Protocol, local_port: int, port: int | None) -> Want:
+        parity = Parity.ANY if port else Parity.ODD if local_port % 2 else Parity.EVEN
+        return Want(
+            count=1,
+            protocol=protocol,
+            purpose=Purpose.EXPLICIT,
+            parity=parity,
+            exact=True,
+            first=port,
+            address=self._external(),
+        )
 
     def _external(self) -> IPv4Address | None:
         """The external address that this host uses: that of its ephemeral ports."""
@@ -182,6 +255,12 @@ class HostRole:
         ]
         await asyncio.gather(*(self._leasing.request(want) for want in missing))
 
+    async def _regain_mapped(self) -> None:
+        """Lease again what mappings need and the host lost."""
+        for mapping in self._mappings:
+            if mapping.leased and lease_of(mapping, self._leasing.leases) is None:
+                await self._leasing.request(self._want_for_mapping(mapping.protocol, mapping.local_port, mapping.port))
+
     async def _follow_leases(self) -> None:
         """Carry every change of the leases into the kernel, and replace what the host lost."""
         while True:
@@ -190,6 +269,7 @@ class HostRole:
             try:
                 await self._apply()
                 await self._ask_for_missing()
+                await self._regain_mapped()
                 await self._apply()
             except PeerError as error:
                 log.warning("%s", error)
@@ -202,8 +282,17 @@ class HostRole:
         async with self._applying:
             leases = self._leasing.leases
             ephemeral = self._lease_for(Purpose.EPHEMERAL)
-            native = [(lease.ports, lease.protocol) for lease in leases if lease.purpose is not Purpose.TRANSLATED]
+            mappings = [mapping for mapping in self._mappings if lease_of(mapping, leases)]
+            native = [
+                each
+                for lease in leases
+                if lease.purpose is not Purpose.TRANSLATED
+                for each in unmapped(lease, mappings)
+            ]
             translated = [(lease.ports, lease.protocol) for lease in leases if lease.purpose is Purpose.TRANSLATED]
+            translated += [(PortRange(each.port, each.port), each.protocol) for each in mappings]
+            # First, so that nothing else draws the ports.
+            self._plane.set_static({(each.protocol, each.local_port): each.port for each in mappings})
             self._plane.set_ports(native, translated)
             if ephemeral is None:
                 return []
@@ -212,7 +301,7 @@ class HostRole:
     def _ensure(self, ephemeral: Lease) -> list[str]:
         """Attach the programs, then let the host speak with the external address. Runs in a thread."""
         journal, uplink = self._privileged.journal, self._uplink
-        self._plane.configure(ephemeral.address, uplink.index, uplink.gateway)
+        self._plane.configure(ephemeral.address, uplink.index, uplink.gateway, self._policy())
         hooks: list[tuple[str, str, Direction]] = [
             ("host_in", uplink.interface, "ingress"),
             ("host_out", uplink.interface, "egress"),
@@ -223,6 +312,20 @@ class HostRole:
             changes += attachments.ensure_attached(journal, self._pins, *hook)
         return changes + ensure_host_network(
             journal, uplink.interface, ephemeral.address, uplink.gateway, ephemeral.ports
+        )
+
+    def _policy(self) -> Policy:
+        settings, timers = self._settings, self._settings.timers
+        pool = sum(len(lease.ports) for lease in self._leasing.leases if lease.purpose is Purpose.TRANSLATED)
+        return Policy(
+            filters_by_address=settings.filtering == "address-dependent",
+            inbound_refreshes=settings.inbound_refresh,
+            answers_refusals=settings.exhausted == "icmp",
+            low_water=low_water(pool),
+            udp=timers.udp,
+            tcp_established=timers.tcp_established,
+            tcp_transitory=timers.tcp_transitory,
+            icmp=timers.icmp,
         )
 
     async def _reconcile(self) -> None:

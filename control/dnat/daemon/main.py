@@ -54,7 +54,13 @@ class Daemon:
         self._api = ApiServer(
             instance.socket,
             readers={"show": self._show, "status": self._status},
-            writers={"request": self._request, "release": self._release_leases, "stop": self._stop},
+            writers={
+                "request": self._request,
+                "release": self._release_leases,
+                "map": self._map,
+                "unmap": self._unmap,
+                "stop": self._stop,
+            },
         )
 
     async def start(self) -> str:
@@ -177,6 +183,12 @@ class Daemon:
         wanted += host.lease_ids([PortRange.parse(text) for text in ports or []])
         return {"released": await host.release(wanted)}
 
+    async def _map(self, protocol: str, local_port: int, port: int | None = None) -> dict[str, Any]:
+        return await self._need_host().map(_protocol(protocol), _port(local_port), port and _port(port))
+
+    async def _unmap(self, protocol: str, local_port: int) -> dict[str, Any]:
+        return await self._need_host().unmap(_protocol(protocol), _port(local_port))
+
     async def _stop(self, release: bool = False) -> dict[str, Any]:
         self._release = release
         asyncio.get_running_loop().call_later(0.05, self._stopping.set)
@@ -188,6 +200,19 @@ class Daemon:
                 f'this machine has the roles {", ".join(self._config.roles)}; ports are leased by a "host"'
             )
         return self._host
+
+
+def _protocol(label: str) -> Protocol:
+    try:
+        return Protocol[label.upper()]
+    except KeyError:
+        raise UsageError(f'"{label}" is none of {", ".join(each.label for each in Protocol)}') from None
+
+
+def _port(number: int) -> int:
+    if not 1 <= number <= 65535:
+        raise UsageError(f"{number} is no port; ports are 1 to 65535")
+    return number
 
 
 def _server_address(config: Config) -> tuple[IPv4Address, IPv4Network]:

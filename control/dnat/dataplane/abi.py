@@ -20,14 +20,18 @@ ABI = 1
 CLASSES = 4
 TRANSLATED_CLASSES = 3
 COUNTERS = 64
-POOL_LIST_MAX = 4096
-POOL_LISTS = TRANSLATED_CLASSES * 2
+POOL_WORDS_MAX = 256
+IDS_MAX = 4096
+PEERS_MAX = 16384
+POOL_EVENTS_SIZE = 4096
 PORT_WORDS = 4096
 BINDINGS_MAX = 8192
 UDP_SECONDS = 300
 TCP_ESTABLISHED_SECONDS = 7440
 TCP_TRANSITORY_SECONDS = 240
 ICMP_SECONDS = 60
+IDLE_FOR_EVER = 0xFFFFFFFF
+IDLE_TIMERS = 4
 EXTERNALS_MAX = 256
 ADDRESSES_MAX = 1024
 HOSTS_MAX = 8192
@@ -76,6 +80,8 @@ class Counter(enum.IntEnum):
     DROP_NO_OWNER = 8
     DROP_NOT_OWNER = 9
     DROP_TTL_EXPIRED = 10
+    DROP_UNBOUND = 20
+    DROP_FILTERED = 21
     HOST_OUT_NATIVE = 32
     HOST_OUT_TRANSLATED = 33
     HOST_OUT_FRAGMENT = 34
@@ -85,6 +91,9 @@ class Counter(enum.IntEnum):
     HOST_LOCAL = 38
     HOST_BINDING_CREATED = 39
     HOST_BINDING_TAKEN_OVER = 40
+    HOST_REFUSED = 41
+    HOST_ID_REPLACED = 42
+    HOST_POOL_LOW = 43
     ROUTER_IN = 48
     ROUTER_OUT = 49
     ROUTER_HAIRPIN = 50
@@ -106,6 +115,8 @@ _ONE_ROLE = {
         Counter.DROP_NOT_TRANSLATABLE,
         Counter.DROP_ERROR_UNBOUND,
         Counter.DROP_REWRITE_FAILED,
+        Counter.DROP_UNBOUND,
+        Counter.DROP_FILTERED,
     },
     "router": {Counter.DROP_NO_OWNER, Counter.DROP_NOT_OWNER, Counter.DROP_TTL_EXPIRED},
 }
@@ -131,6 +142,30 @@ class TcpState(enum.IntFlag):
     SHARED = 16
 
 
+class IdleTimer(enum.IntEnum):
+    """Index into the host's timers."""
+
+    UDP = 0
+    TCP_ESTABLISHED = 1
+    TCP_TRANSITORY = 2
+    ICMP = 3
+
+
+class HostFlag(enum.IntFlag):
+    """What a host's programs do or leave."""
+
+    FILTERS_BY_ADDRESS = 1
+    INBOUND_REFRESHES = 2
+    ANSWERS_REFUSALS = 4
+    CANNOT_GET_PORTS = 8
+
+
+class BindingFlag(enum.IntFlag):
+    """What is special about a binding."""
+
+    STATIC = 1
+
+
 class AddressFlag(enum.IntFlag):
     """What an address is to a router."""
 
@@ -148,12 +183,17 @@ class HostConfig(ctypes.Structure):
         ("external", BigEndian4),
         ("router", BigEndian4),
         ("lan_ifindex", ctypes.c_uint32),
-        ("pool_count", ctypes.c_uint32 * POOL_LISTS),
+        ("flags", ctypes.c_uint32),
+        ("pool_words", ctypes.c_uint32),
+        ("pool_ports", ctypes.c_uint32 * TRANSLATED_CLASSES),
+        ("low_water", ctypes.c_uint32),
+        ("id_count", ctypes.c_uint32),
+        ("idle_seconds", ctypes.c_uint32 * IDLE_TIMERS),
     )
 
 
 class PortWord(ctypes.Structure):
-    _fields_ = (("native", ctypes.c_uint64), ("pool", ctypes.c_uint64))
+    _fields_ = (("native", ctypes.c_uint64), ("pool", ctypes.c_uint64), ("bound", ctypes.c_uint64))
 
 
 class PortKey(ctypes.Structure):
@@ -167,12 +207,29 @@ class Binding(ctypes.Structure):
         ("idle_seconds", ctypes.c_uint32),
         ("port", ctypes.c_uint16),
         ("state", ctypes.c_uint8),
-        ("zero", ctypes.c_uint8),
+        ("flags", ctypes.c_uint8),
     )
 
 
 class Inward(ctypes.Structure):
     _fields_ = (("created_ns", ctypes.c_uint64), ("port", ctypes.c_uint16), ("zero", ctypes.c_uint8 * 6))
+
+
+class PoolUsage(ctypes.Structure):
+    _fields_ = (("bound", ctypes.c_uint32), ("zero", ctypes.c_uint32), ("told_ns", ctypes.c_uint64))
+
+
+class PoolEvent(ctypes.Structure):
+    _fields_ = (("port_class", ctypes.c_uint32), ("free", ctypes.c_uint32))
+
+
+class PeerKey(ctypes.Structure):
+    _fields_ = (
+        ("address", BigEndian4),
+        ("port", ctypes.c_uint16),
+        ("port_class", ctypes.c_uint8),
+        ("zero", ctypes.c_uint8),
+    )
 
 
 class RouterConfig(ctypes.Structure):
@@ -244,6 +301,9 @@ _STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "port_key": PortKey,
     "binding": Binding,
     "inward": Inward,
+    "pool_usage": PoolUsage,
+    "pool_event": PoolEvent,
+    "peer_key": PeerKey,
     "router_config": RouterConfig,
     "owner": PortOwner,
     "address": Address,
@@ -275,8 +335,8 @@ def _map(kind: MapType, key: type[ctypes._CData] | int, value: type[ctypes._CDat
 INNER_OWNERS = _map(MapType.ARRAY, 4, PortOwner, 65536)
 """What the map ``owners`` holds for each external address."""
 
-PACKET_SIZE = 36
-"""Octets of ``struct packet``, which user space never reads."""
+SCRATCH_SIZE = 40
+"""Octets of ``struct draw``, which user space never reads."""
 
 _SHARED = {
     "counters": _map(MapType.PERCPU_ARRAY, 4, 8, COUNTERS),
@@ -288,9 +348,13 @@ MAPS: dict[Role, dict[str, MapSpec]] = {
     | {
         "config": _map(MapType.ARRAY, 4, HostConfig, 1),
         "ports": _map(MapType.ARRAY, 4, PortWord, PORT_WORDS),
-        "pool": _map(MapType.ARRAY, 4, 4, POOL_LISTS * POOL_LIST_MAX),
+        "pool": _map(MapType.ARRAY, 4, 4, POOL_WORDS_MAX),
+        "usage": _map(MapType.ARRAY, 4, PoolUsage, TRANSLATED_CLASSES),
+        "pool_events": _map(MapType.RINGBUF, 0, 0, POOL_EVENTS_SIZE),
+        "ids": _map(MapType.ARRAY, 4, 4, IDS_MAX),
+        "peers": _map(MapType.LRU_HASH, PeerKey, 8, PEERS_MAX),
         "bindings_out": _map(MapType.HASH, PortKey, Binding, BINDINGS_MAX),
-        "scratch": _map(MapType.PERCPU_ARRAY, 4, PACKET_SIZE, 1),
+        "scratch": _map(MapType.PERCPU_ARRAY, 4, SCRATCH_SIZE, 1),
         "bindings_in": _map(MapType.HASH, PortKey, Inward, BINDINGS_MAX),
     },
     "router": _SHARED
@@ -335,7 +399,14 @@ def assertions() -> str:
 def _conditions() -> Iterator[str]:
     # PORT_WORDS belongs to one role's header; the shape of its map is asserted there.
     yield from (f"{name} == {value}" for name, value in _CONSTANTS.items() if name != "PORT_WORDS")
-    for prefix, members in (("CLASS", PortClass), ("TCP", TcpState), ("ADDRESS", AddressFlag)):
+    for prefix, members in (
+        ("CLASS", PortClass),
+        ("TCP", TcpState),
+        ("IDLE", IdleTimer),
+        ("HOST", HostFlag),
+        ("BINDING", BindingFlag),
+        ("ADDRESS", AddressFlag),
+    ):
         yield from (f"{prefix}_{member.name} == {member.value}" for member in members)
     yield from (f"{counter.name} == {counter.value}" for counter in Counter)
     for name, structure in _STRUCTURES.items():

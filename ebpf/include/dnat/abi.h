@@ -33,6 +33,8 @@ enum counter {
 	DROP_NO_OWNER = 8,         /* router: nobody holds the destination port */
 	DROP_NOT_OWNER = 9,        /* router: the sender does not hold the source port */
 	DROP_TTL_EXPIRED = 10,     /* router */
+	DROP_UNBOUND = 20,         /* host: for a port of the pool that no binding uses */
+	DROP_FILTERED = 21,        /* host: from an address that the binding has not sent to */
 
 	HOST_OUT_NATIVE = 32, /* sent from a port of our own, untouched */
 	HOST_OUT_TRANSLATED = 33,
@@ -43,6 +45,9 @@ enum counter {
 	HOST_LOCAL = 38,   /* from us to us */
 	HOST_BINDING_CREATED = 39,
 	HOST_BINDING_TAKEN_OVER = 40, /* the port of an expired binding was given to another */
+	HOST_REFUSED = 41,            /* dropped, and the program that sent it told so by ICMP */
+	HOST_ID_REPLACED = 42,        /* could be fragmented: got an IP identification of our own */
+	HOST_POOL_LOW = 43,           /* bindings made while few ports of the pool were free */
 
 	ROUTER_IN = 48,                 /* from the WAN to the owner */
 	ROUTER_OUT = 49,                /* from its owner out of the WAN */
@@ -56,32 +61,65 @@ enum counter {
 
 /* Host. */
 
-/* Ports of one class and parity that translations may draw from. 4,096 even and 4,096 odd ones are far more
- * than the 2,048 ports a server grants one host by default, and cost 200 kB. */
-#define POOL_LIST_MAX 4096
-#define POOL_LISTS (TRANSLATED_CLASSES * 2)
+/* Runs of sixteen ports that translations draw from: 4,096 ports, twice what a server grants one host by
+ * default. A bound the verifier can walk. */
+#define POOL_WORDS_MAX 256
+
+/* IP identifications that a host may use: one for each port that is its own whatever the protocol. */
+#define IDS_MAX 4096
 
 /* Bindings at one time, all classes. A table of 8,192 costs about 1.5 MB for both directions. */
 #define BINDINGS_MAX 8192
 
-/* Seconds without an outbound packet until a binding may go. */
+/* Remote addresses that bindings have sent to, if inbound packets are filtered by address; the least recently
+ * used one makes room. About 1.5 MB, and only filled when the filter is on. */
+#define PEERS_MAX 16384
+
+/* Bytes for events that user space has not read yet. A power of two pages. */
+#define POOL_EVENTS_SIZE 4096
+
+/* Seconds without an outbound packet until a binding may go, by default. */
 #define UDP_SECONDS 300              /* RFC 4787, REQ-5: recommended */
 #define TCP_ESTABLISHED_SECONDS 7440 /* RFC 5382, REQ-5: at least 2 h 4 min */
 #define TCP_TRANSITORY_SECONDS \
 	240             /* RFC 5382, REQ-5: at least 4 min; RFC 7857, section 2.2: also after RST */
 #define ICMP_SECONDS 60 /* RFC 5508, REQ-2: at least 60 s */
 
+/* Idle seconds of a binding that stays until it is removed. */
+#define IDLE_FOR_EVER 0xffffffff
+
+enum idle_timer {
+	IDLE_UDP = 0,
+	IDLE_TCP_ESTABLISHED = 1,
+	IDLE_TCP_TRANSITORY = 2,
+	IDLE_ICMP = 3,
+};
+#define IDLE_TIMERS 4
+
+enum host_flag {
+	HOST_FILTERS_BY_ADDRESS = 1, /* a binding receives only from addresses that it has sent to */
+	HOST_INBOUND_REFRESHES = 2,  /* inbound packets count as use of a binding (RFC 4787, REQ-6) */
+	HOST_ANSWERS_REFUSALS = 4,   /* programs are told by ICMP what is dropped for good */
+	HOST_CANNOT_GET_PORTS = 8,   /* the pool will not grow: an exhausted one is for good */
+};
+
 struct host_config {
 	__be32 external; /* 0: not configured, everything passes */
 	__be32 router;   /* its LAN address */
 	__u32 lan_ifindex;
-	__u32 pool_count[POOL_LISTS]; /* used entries of `pool`, by class * 2 + parity */
+	__u32 flags;                          /* enum host_flag */
+	__u32 pool_words;                     /* used entries of `pool` */
+	__u32 pool_ports[TRANSLATED_CLASSES]; /* in the pool */
+	__u32 low_water;                      /* free ports of a class at which user space is told */
+	__u32 id_count;                       /* used entries of `ids`; 0: identifications stay as they are */
+	__u32 idle_seconds[IDLE_TIMERS];
 };
 
 /* Sixteen consecutive ports; bit (port % 16) * 4 + class. */
 struct port_word {
 	__u64 native; /* ours, used as they are */
 	__u64 pool;   /* ours, for translations */
+	__u64 bound;  /* have a binding: a hint, set by programs without locking, set right by user space */
 };
 
 struct port_key {
@@ -105,7 +143,11 @@ struct binding {
 	__u32 idle_seconds; /* after seen_ns, until it may go */
 	__u16 port;         /* locally unique */
 	__u8 state;         /* enum tcp_state */
-	__u8 zero;
+	__u8 flags;         /* enum binding_flag */
+};
+
+enum binding_flag {
+	BINDING_STATIC = 1, /* made by user space, which alone removes it */
 };
 
 /* Value of `bindings_in`; the key holds the locally unique port. */
@@ -113,6 +155,26 @@ struct inward {
 	__u64 created_ns;
 	__u16 port; /* local */
 	__u8 zero[6];
+};
+
+/* How much of the pool one class of protocols uses. */
+struct pool_usage {
+	__u32 bound; /* ports with a binding: counted up by programs, set right by user space */
+	__u32 zero;
+	__u64 told_ns; /* CLOCK_MONOTONIC of the last event */
+};
+
+/* What user space is told, at most once a second for each class. */
+struct pool_event {
+	__u32 port_class;
+	__u32 free; /* ports left; 0: a packet was dropped for want of one */
+};
+
+struct peer_key {
+	__be32 address;
+	__u16 port; /* locally unique */
+	__u8 port_class;
+	__u8 zero;
 };
 
 /* Router. */

@@ -13,6 +13,7 @@
 #pragma once
 
 #include <dnat/abi.h>
+#include <dnat/counters.h>
 #include <dnat/map.h>
 
 MAP(bindings_out, HASH, struct port_key, struct binding, BINDINGS_MAX)
@@ -28,11 +29,11 @@ static __always_inline struct port_key port_key(__u8 port_class, __u16 port)
 	return key;
 }
 
-static __always_inline __u32 first_idle_seconds(__u8 port_class)
+static __always_inline __u32 first_idle_seconds(const struct host_config *config, __u8 port_class)
 {
 	if (port_class == CLASS_TCP)
-		return TCP_TRANSITORY_SECONDS;
-	return port_class == CLASS_UDP ? UDP_SECONDS : ICMP_SECONDS;
+		return config->idle_seconds[IDLE_TCP_TRANSITORY];
+	return config->idle_seconds[port_class == CLASS_UDP ? IDLE_UDP : IDLE_ICMP];
 }
 
 static __always_inline bool is_expired(const struct binding *binding, __u64 now)
@@ -76,32 +77,36 @@ static __always_inline bool remove_expired(const struct port_key *unique, __u64 
 
 enum claim {
 	CLAIM_MADE,
-	CLAIM_TAKEN, /* the unique port is somebody else's */
-	CLAIM_LATE,  /* another CPU has just made a binding for this local port */
+	CLAIM_TAKEN_OVER, /* made, in place of an expired one */
+	CLAIM_TAKEN,      /* the unique port is somebody else's */
+	CLAIM_LATE,       /* another CPU has just made a binding for this local port */
 	CLAIM_FULL,
 };
 
-static __always_inline enum claim claim_port(__u8 port_class, __u16 local_port, __u16 unique_port, __u64 now)
+static __always_inline enum claim claim_port(const struct host_config *config, __u8 port_class,
+					     __u16 local_port, __u16 unique_port, __u64 now)
 {
 	struct port_key local = port_key(port_class, local_port);
 	struct port_key unique = port_key(port_class, unique_port);
 	struct inward inward = {.created_ns = now, .port = local_port};
 	struct binding binding = {.created_ns = now, .seen_ns = now, .port = unique_port};
+	enum claim made = CLAIM_MADE;
 	int error = bindings_in_put(&unique, &inward, BPF_NOEXIST);
 
 	if (error == -KERNEL_EEXIST) {
 		if (!remove_expired(&unique, now))
 			return CLAIM_TAKEN;
+		made = CLAIM_TAKEN_OVER;
 		count(HOST_BINDING_TAKEN_OVER);
 		error = bindings_in_put(&unique, &inward, BPF_ANY);
 	}
 	if (error)
 		return CLAIM_FULL;
-	binding.idle_seconds = first_idle_seconds(port_class);
+	binding.idle_seconds = first_idle_seconds(config, port_class);
 	error = bindings_out_put(&local, &binding, BPF_NOEXIST);
 	if (!error) {
 		count(HOST_BINDING_CREATED);
-		return CLAIM_MADE;
+		return made;
 	}
 	bindings_in_delete(&unique);
 	return error == -KERNEL_EEXIST ? CLAIM_LATE : CLAIM_FULL;

@@ -4,11 +4,8 @@
  *
  * Map `ports`: port / 16 -> for each of sixteen ports and each class, whether it is ours as it is, whether it
  * is ours to translate to. Written by user space, one word at a time, so that a port that stays ours is ours
- * throughout. 4,096 entries cover every port: an array look-up, no hash.
- *
- * Map `pool`: list * POOL_LIST_MAX + position -> port; a list holds the ports of one class and one parity
- * that translations may draw from. Written by user space. A hint only: `ports` decides whether a port may be
- * used.
+ * throughout. 4,096 entries cover every port: an array look-up, no hash. Programs note in it which ports have
+ * a binding; that is a hint, `bindings_in` decides.
  */
 #pragma once
 
@@ -19,7 +16,6 @@
 
 MAP(config, ARRAY, __u32, struct host_config, 1)
 MAP(ports, ARRAY, __u32, struct port_word, PORT_WORDS)
-MAP(pool, ARRAY, __u32, __u32, POOL_LISTS *POOL_LIST_MAX)
 
 static __always_inline const struct host_config *host_config(void)
 {

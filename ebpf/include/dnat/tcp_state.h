@@ -41,12 +41,15 @@ static __always_inline __u8 tcp_after_receiving(__u8 state, __u8 flags)
 	return state;
 }
 
-static __always_inline void set_tcp_state(struct binding *binding, __u8 state)
+static __always_inline void set_tcp_state(const struct host_config *config, struct binding *binding,
+					  __u8 state)
 {
 	bool established = (state & TCP_SHARED) || ((state & TCP_ESTABLISHED) && !tcp_is_closed(state));
 
 	if (state == binding->state)
 		return;
 	binding->state = state;
-	binding->idle_seconds = established ? TCP_ESTABLISHED_SECONDS : TCP_TRANSITORY_SECONDS;
+	if (!(binding->flags & BINDING_STATIC))
+		binding->idle_seconds =
+			config->idle_seconds[established ? IDLE_TCP_ESTABLISHED : IDLE_TCP_TRANSITORY];
 }

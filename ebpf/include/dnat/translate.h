@@ -5,17 +5,15 @@
 #include <dnat/bindings.h>
 #include <dnat/counters.h>
 #include <dnat/packet.h>
+#include <dnat/peers.h>
+#include <dnat/pool.h>
 #include <dnat/ports.h>
 #include <dnat/scratch.h>
 #include <dnat/tcp_state.h>
 
-/* Ports tried in each of the two parities before a pool counts as exhausted: all of a pool of 128 ports; in a
- * larger one the chance to miss the free ones is small until nearly all are taken. A bound the verifier can
- * walk. */
-#define POOL_PROBES 64
-
-/* Ports drawn for one packet: another CPU may take the first, hardly ever two in a row. */
-#define DRAW_ATTEMPTS 3
+/* Ports drawn for one packet: the first two are wishes, the last one an expired binding's; in between,
+ * another CPU or a local socket may have what looked free. */
+#define DRAW_ATTEMPTS 5
 
 /* No port is 0, so 0 says that there is none. */
 struct drawn {
@@ -58,62 +56,85 @@ static __always_inline struct drawn made_by_another_cpu(const struct packet *pac
 	return drawn;
 }
 
-/* A port of the pool that could be had: the local port itself if it is in the pool, so that a program may use
- * such a port by its number; else one at random (RFC 6056), of the same parity if there is one (RFC 4787,
- * REQ-4: RTP and RTCP). 0: there is none. */
-static __always_inline __u16 find_port(struct __sk_buff *skb, const struct packet *packet,
-				       const struct host_config *config, __u64 now)
+/* The local port itself if it is in the pool, so that a program may use such a port by its number. */
+static __always_inline __u16 own_number(const struct packet *packet, __u64 now)
 {
-	__u32 start = bpf_get_prandom_u32() >> 8;
+	__u16 port = packet->source_port;
 
-	if (is_in_pool(packet->port_class, packet->source_port) &&
-	    is_free(packet->port_class, packet->source_port, now))
-		return packet->source_port;
-
-#pragma clang loop unroll(disable)
-	for (__u32 probe = 0; probe < 2 * POOL_PROBES; probe++) {
-		__u32 parity = (packet->source_port & 1) ^ (probe >= POOL_PROBES);
-		__u32 list = packet->port_class * 2 + parity;
-		__u32 position = probe % POOL_PROBES;
-		const __u32 *port;
-		__u32 index;
-
-		if (list >= POOL_LISTS || position >= config->pool_count[list])
-			continue;
-		index = list * POOL_LIST_MAX + (start + position) % config->pool_count[list];
-		port = pool_get(&index);
-		if (port && is_in_pool(packet->port_class, *port) &&
-		    is_free(packet->port_class, *port, now) && !is_bound_locally(skb, packet, *port))
-			return *port;
-	}
-	return 0;
+	return is_in_pool(packet->port_class, port) && is_free(packet->port_class, port, now) ? port : 0;
 }
 
-static __always_inline struct drawn draw_port(struct __sk_buff *skb, const struct packet *packet,
+/* RTP and RTCP use neighbouring ports, the even one first; so do their unique ones, if that can be had. */
+static __always_inline __u16 beside_sibling(const struct packet *packet, __u64 now)
+{
+	struct port_key sibling = port_key(packet->port_class, packet->source_port ^ 1);
+	const struct binding *binding = bindings_out_get(&sibling);
+	__u16 port;
+
+	if (!binding || ((binding->port ^ sibling.port) & 1))
+		return 0;
+	port = binding->port ^ 1;
+	return is_in_pool(packet->port_class, port) && is_free(packet->port_class, port, now) ? port : 0;
+}
+
+static __always_inline __u16 find_port(struct draw *draw, const struct host_config *config, __u32 attempt,
+				       __u64 now)
+{
+	const struct packet *packet = &draw->packet;
+
+	if (attempt == 0)
+		return own_number(packet, now);
+	if (attempt == 1)
+		return beside_sibling(packet, now);
+	if (attempt == DRAW_ATTEMPTS - 1)
+		return expired_port(config, packet->port_class, now);
+	return free_port(config, draw);
+}
+
+static __always_inline struct drawn draw_port(struct __sk_buff *skb, struct draw *draw,
 					      const struct host_config *config, __u64 now)
 {
+	const struct packet *packet = &draw->packet;
 	struct drawn drawn = {.port = 0, .reason = DROP_POOL_EXHAUSTED};
 
 #pragma clang loop unroll(disable)
 	for (__u32 attempt = 0; attempt < DRAW_ATTEMPTS; attempt++) {
-		__u16 port = find_port(skb, packet, config, now);
+		__u16 port = find_port(draw, config, attempt, now);
+		enum claim claim = CLAIM_TAKEN;
 
 		if (!port)
-			break;
-		switch (claim_port(packet->port_class, packet->source_port, port, now)) {
-		case CLAIM_MADE:
-			drawn.port = port;
-			return drawn;
-		case CLAIM_FULL:
+			continue;
+		/* The first is the program's own. */
+		if (!attempt || !is_bound_locally(skb, packet, port))
+			claim = claim_port(config, packet->port_class, packet->source_port, port, now);
+		if (claim == CLAIM_LATE)
+			return made_by_another_cpu(packet);
+		mark_bound(packet->port_class, port);
+		if (claim == CLAIM_FULL) {
 			drawn.reason = DROP_TABLE_FULL;
 			return drawn;
-		case CLAIM_LATE:
-			return made_by_another_cpu(packet);
-		case CLAIM_TAKEN:
-			continue;
 		}
+		if (claim == CLAIM_TAKEN)
+			continue;
+		if (claim == CLAIM_MADE)
+			note_use(config, packet->port_class, now);
+		drawn.port = port;
+		return drawn;
 	}
+	note_exhaustion(packet->port_class, now);
 	return drawn;
+}
+
+static __always_inline void refresh(const struct host_config *config, struct binding *binding,
+				    const struct packet *packet)
+{
+	__u64 now = bpf_ktime_get_ns();
+
+	binding->seen_ns = now;
+	if (packet->port_class == CLASS_TCP)
+		set_tcp_state(config, binding, tcp_after_sending(binding->state, packet->tcp_flags));
+	if (config->flags & HOST_FILTERS_BY_ADDRESS)
+		note_peer(packet, binding->port, now);
 }
 
 /* The locally unique port for an outbound packet. An ICMP error neither makes nor refreshes a binding (RFC
@@ -124,42 +145,66 @@ static __always_inline struct drawn unique_port(struct __sk_buff *skb, struct pa
 	struct port_key local = port_key(packet->port_class, packet->source_port);
 	struct binding *binding = bindings_out_get(&local);
 	struct drawn drawn = {.port = 0, .reason = DROP_ERROR_UNBOUND};
-	struct packet *scratch;
+	struct draw *draw;
+	__u64 now;
 
 	if (binding) {
 		drawn.port = binding->port;
-		if (packet->kind != KIND_ERROR) {
-			binding->seen_ns = bpf_ktime_get_ns();
-			if (packet->port_class == CLASS_TCP)
-				set_tcp_state(binding, tcp_after_sending(binding->state, packet->tcp_flags));
-		}
+		if (packet->kind != KIND_ERROR)
+			refresh(config, binding, packet);
 		return drawn;
 	}
 	if (packet->kind == KIND_ERROR)
 		return drawn;
-	scratch = scratch_packet();
-	if (!scratch)
+	draw = scratch_draw();
+	if (!draw)
 		return drawn;
-	*scratch = *packet;
-	drawn = draw_port(skb, scratch, config, bpf_ktime_get_ns());
-	*packet = *scratch;
+	draw->packet = *packet;
+	now = bpf_ktime_get_ns();
+	drawn = draw_port(skb, draw, config, now);
+	*packet = draw->packet;
+	if (drawn.port && (config->flags & HOST_FILTERS_BY_ADDRESS))
+		note_peer(packet, drawn.port, now);
 	return drawn;
 }
 
-/* The local port for an inbound packet, 0 if it is not translated. */
-static __always_inline __u16 local_port(const struct packet *packet)
+enum inbound { INBOUND_NATIVE, INBOUND_TRANSLATED, INBOUND_UNBOUND, INBOUND_FILTERED };
+
+/* What else an inbound packet does to its binding; false: it must not pass. An error speaks for a router on
+ * the way, and changes nothing (RFC 5508, REQ-3 to REQ-6). */
+static __always_inline bool admit(const struct host_config *config, const struct packet *packet,
+				  const struct inward *inward)
+{
+	struct port_key local = port_key(packet->port_class, inward->port);
+	struct binding *binding;
+
+	if (packet->kind == KIND_ERROR ||
+	    !((packet->tcp_flags & (TCP_FLAG_FIN | TCP_FLAG_RST)) ||
+	      (config->flags & (HOST_FILTERS_BY_ADDRESS | HOST_INBOUND_REFRESHES))))
+		return true;
+	binding = bindings_out_get(&local);
+	if (!binding || binding->port != packet->destination_port)
+		return false;
+	if ((config->flags & HOST_FILTERS_BY_ADDRESS) && !is_peer(packet, binding, bpf_ktime_get_ns()))
+		return false;
+	if (config->flags & HOST_INBOUND_REFRESHES)
+		binding->seen_ns = bpf_ktime_get_ns();
+	set_tcp_state(config, binding, tcp_after_receiving(binding->state, packet->tcp_flags));
+	return true;
+}
+
+/* Finds the local port of an inbound packet. What comes for a port of the pool that nobody uses gets no
+ * answer: the kernel would reset a connection that is about to be opened from both sides (RFC 5382, REQ-4).
+ */
+static __always_inline enum inbound local_port(const struct host_config *config, const struct packet *packet,
+					       __u16 *port)
 {
 	struct port_key unique = port_key(packet->port_class, packet->destination_port);
 	const struct inward *inward = bindings_in_get(&unique);
 
 	if (!inward)
-		return 0;
-	if (packet->tcp_flags & (TCP_FLAG_FIN | TCP_FLAG_RST)) {
-		struct port_key local = port_key(packet->port_class, inward->port);
-		struct binding *binding = bindings_out_get(&local);
-
-		if (binding)
-			set_tcp_state(binding, tcp_after_receiving(binding->state, packet->tcp_flags));
-	}
-	return inward->port;
+		return is_in_pool(packet->port_class, packet->destination_port) ? INBOUND_UNBOUND
+										: INBOUND_NATIVE;
+	*port = inward->port;
+	return admit(config, packet, inward) ? INBOUND_TRANSLATED : INBOUND_FILTERED;
 }
