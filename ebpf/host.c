@@ -113,11 +113,12 @@ int host_loop(struct __sk_buff *skb)
 	key = fragment_key(&packet);
 	if (packet.kind == KIND_FRAGMENT) {
 		target = follow_fragment(&packet, &key);
-		if (target == FRAGMENT_UNKNOWN)
-			return drop(DROP_FRAGMENT_UNKNOWN);
+		if (target < 0)
+			return drop(fragment_reason(target));
 	} else {
 		target = loop_target(&packet, config);
-		remember_fragment(&packet, &key, target);
+		if (remember_fragment(&packet, &key, target) == REMEMBERED_NOT)
+			return drop(DROP_FRAGMENT_OVERLAP);
 	}
 	if (target == LOOP_STAY)
 		return pass(HOST_LOCAL);

@@ -9,6 +9,7 @@
 #include <dnat/owners.h>
 #include <dnat/packet.h>
 #include <dnat/parse.h>
+#include <dnat/stages.h>
 
 #define BPF_LICENSE Dual MIT / GPL
 
@@ -16,39 +17,86 @@
 #define TARGET_STACK 0
 #define TARGET_WAN HOSTS_MAX
 
-/* Nobody's port: the router's own, if the address is the router's too. */
-static __always_inline int to_stack(__u32 flags)
+/* Frames of others, which an interface in promiscuous mode shows us, are none of our business, nor is what
+ * was sent to all (RFC 1812, section 5.3.4). */
+static __always_inline bool is_to_us(const struct __sk_buff *skb)
 {
-	return flags & ADDRESS_LOCAL ? pass(ROUTER_TO_SELF) : drop(DROP_NO_OWNER);
+	return skb->pkt_type == PACKET_TO_US;
+}
+
+/* Nobody's port: the router's own, if the address is the router's too. */
+static __always_inline int to_stack(const struct packet *packet, __u32 flags)
+{
+	if (flags & ADDRESS_LOCAL)
+		return pass(ROUTER_TO_SELF);
+	return drop(packet->kind == KIND_PORTLESS && packet->ip_protocol == IPPROTO_ICMP ? DROP_ERROR_UNMAPPED
+											 : DROP_NO_OWNER);
+}
+
+/* A later fragment without a target. */
+static __always_inline int without_target(struct __sk_buff *skb, const struct fragment_key *key, int target)
+{
+	struct job *job = current_job();
+
+	if (target != FRAGMENT_UNKNOWN || !job)
+		return drop(fragment_reason(target));
+	job->key = *key;
+	return go_on(skb, STAGE_HOLD);
+}
+
+/* A first fragment that cannot simply go on. */
+static __always_inline int with_others(struct __sk_buff *skb, const struct packet *packet,
+				       const struct fragment_key *key, enum remembered remembered)
+{
+	struct job *job = current_job();
+
+	if (remembered == REMEMBERED_NOT || !job)
+		return drop(DROP_FRAGMENT_OVERLAP);
+	job->packet = *packet;
+	job->key = *key;
+	return go_on(skb, STAGE_RELEASE);
+}
+
+/* From the WAN nobody speaks with an address of this side. */
+static __always_inline bool is_spoofed(const struct packet *packet, const struct router_config *config)
+{
+	return address_flags(config, packet->source) ||
+	       (packet->source & config->lan_mask) == config->lan_network;
 }
 
 /* WAN interface, ingress: to the owner of the destination port. */
 int router_wan(struct __sk_buff *skb)
 {
+	const struct router_config *config = router_config();
+	enum remembered remembered;
 	struct fragment_key key;
 	struct packet packet;
 	void *ports;
 	int target;
 
-	if (!parse_addresses(skb, &packet))
+	if (!config || !config->lan_ifindex || !parse_addresses(skb, &packet) || !is_to_us(skb))
 		return VERDICT_PASS;
 	ports = owners_get(&packet.destination);
 	if (!ports)
 		return VERDICT_PASS;
+	if (is_spoofed(&packet, config))
+		return drop(DROP_SPOOFED);
 	if (!parse_ports(skb, &packet))
 		return drop(DROP_MALFORMED);
 	key = fragment_key(&packet);
 	if (packet.kind == KIND_FRAGMENT) {
 		target = follow_fragment(&packet, &key);
-		if (target == FRAGMENT_UNKNOWN)
-			return drop(DROP_FRAGMENT_UNKNOWN);
+		if (target < 0)
+			return without_target(skb, &key, target);
 	} else {
 		target = owner_of(ports, packet.port_class, packet.destination_port);
-		remember_fragment(&packet, &key, target);
+		remembered = remember_fragment(&packet, &key, target);
+		if (remembered != REMEMBERED)
+			return with_others(skb, &packet, &key, remembered);
 	}
 	if (target == TARGET_STACK)
-		return to_stack(address_flags(packet.destination));
-	return forward_to_host(skb, target, ROUTER_IN);
+		return to_stack(&packet, address_flags(config, packet.destination));
+	return forward_to_host(skb, &packet, target, FROM_WAN, ROUTER_IN);
 }
 
 /* Where a packet from the LAN goes: a host's index, the stack, or the WAN. */
@@ -71,17 +119,18 @@ static __always_inline __u16 lan_target(const struct packet *packet, __u32 flags
 int router_lan(struct __sk_buff *skb)
 {
 	const struct router_config *config = router_config();
+	enum remembered remembered;
 	struct fragment_key key;
 	struct packet packet;
 	__u32 flags;
 	void *ports;
 	int target;
 
-	if (!config || !config->lan_ifindex || !parse_addresses(skb, &packet) ||
+	if (!config || !config->lan_ifindex || !parse_addresses(skb, &packet) || !is_to_us(skb) ||
 	    is_multicast(packet.destination))
 		return VERDICT_PASS;
 	ports = owners_get(&packet.source);
-	flags = address_flags(packet.destination);
+	flags = address_flags(config, packet.destination);
 	if (!ports && !(flags & ADDRESS_EXTERNAL))
 		return VERDICT_PASS;
 	if (!parse_ports(skb, &packet))
@@ -90,21 +139,23 @@ int router_lan(struct __sk_buff *skb)
 	bpf_skb_load_bytes(skb, ETH_ALEN, key.mac, sizeof(key.mac));
 	if (packet.kind == KIND_FRAGMENT) {
 		target = follow_fragment(&packet, &key);
-		if (target == FRAGMENT_UNKNOWN)
-			return drop(DROP_FRAGMENT_UNKNOWN);
+		if (target < 0)
+			return without_target(skb, &key, target);
 	} else {
 		if (ports && !is_sent_by(skb, owner_of(ports, packet.port_class, packet.source_port))) {
 			report_offence(skb, &packet);
 			return drop(DROP_NOT_OWNER);
 		}
 		target = lan_target(&packet, flags, config);
-		remember_fragment(&packet, &key, target);
+		remembered = remember_fragment(&packet, &key, target);
+		if (remembered != REMEMBERED)
+			return with_others(skb, &packet, &key, remembered);
 	}
 	if (target == TARGET_WAN)
-		return forward_to_wan(skb, config);
+		return forward_to_wan(skb, &packet, config);
 	if (target == TARGET_STACK)
-		return flags & ADDRESS_EXTERNAL ? to_stack(flags) : pass(ROUTER_TO_SELF);
-	return forward_to_host(skb, target, ROUTER_HAIRPIN);
+		return flags & ADDRESS_EXTERNAL ? to_stack(&packet, flags) : pass(ROUTER_TO_SELF);
+	return forward_to_host(skb, &packet, target, FROM_LAN, ROUTER_HAIRPIN);
 }
 
 /* Loopback, egress: the router's own programs reach hosts that share the router's address. An ICMP query
@@ -126,13 +177,14 @@ int router_loop(struct __sk_buff *skb)
 	key = fragment_key(&packet);
 	if (packet.kind == KIND_FRAGMENT) {
 		target = follow_fragment(&packet, &key);
-		if (target == FRAGMENT_UNKNOWN)
-			return drop(DROP_FRAGMENT_UNKNOWN);
+		if (target < 0)
+			return drop(fragment_reason(target));
 	} else {
 		target = packet.kind == KIND_QUERY
 				 ? TARGET_STACK
 				 : owner_of(ports, packet.port_class, packet.destination_port);
-		remember_fragment(&packet, &key, target);
+		if (remember_fragment(&packet, &key, target) == REMEMBERED_NOT)
+			return drop(DROP_FRAGMENT_OVERLAP);
 	}
 	if (target == TARGET_STACK)
 		return VERDICT_PASS;

@@ -25,7 +25,7 @@ from dnat.dataplane.loader import program_pin
 from dnat.dataplane.router import RouterPlane
 from dnat.types import Owner, PortRange, Protocol
 
-PASS, DROP, REDIRECT = -1, 2, 7
+PASS, DROP, TAKEN, REDIRECT = -1, 2, 4, 7
 
 EXTERNAL = "198.51.100.1"
 OTHER_EXTERNAL = "198.51.100.2"
@@ -36,7 +36,8 @@ HOST_A = "10.66.0.11"
 HOST_B = "10.66.0.12"
 MAC_A = "02:00:00:00:00:0a"
 MAC_B = "02:00:00:00:00:0b"
-MAC_ROUTER = "02:00:00:00:00:01"
+MAC_ROUTER = "00:00:00:00:00:00"
+"""What a test run takes for the address of the interface."""
 LAN = IPv4Network("10.66.0.0/24")
 
 NATIVE = PortRange(20000, 20015)
@@ -84,9 +85,10 @@ class Bench:
         for key in list(fragments.keys()):
             fragments.delete(key)
 
-    def run(self, program: str, packet: Packet | bytes) -> Outcome:
+    def run(self, program: str, packet: Packet | bytes, context: bytes = b"") -> Outcome:
+        """``context`` is a ``struct __sk_buff``, as for ``program_test_run``."""
         before = self.plane.counters()
-        verdict, left, _ = program_test_run(self._programs[program], bytes(packet))
+        verdict, left, _ = program_test_run(self._programs[program], bytes(packet), context)
         after = self.plane.counters()
         counted = {label: after[label] - before[label] for label in after if after[label] != before[label]}
         return Outcome(verdict, left, counted)
@@ -179,7 +181,15 @@ class RouterBench(Bench):
             {IPv4Address(EXTERNAL): False, IPv4Address(OWN_EXTERNAL): True},
             lan=self.network,
             local=[IPv4Address(ROUTER), IPv4Address(OWN_EXTERNAL)],
+            lan_address=IPv4Address(ROUTER),
+            wan_address=IPv4Address(OWN_EXTERNAL),
+            lan_mtu=1500,
+            wan_mtu=1500,
         )
+        for slot in list(self.plane._maps["waiting"].keys()):
+            self.plane._maps["waiting"].delete(slot)
+        for kind in abi.ErrorKind:
+            self.plane._maps["error_budget"].put(struct.pack("=I", kind), bytes(abi.OffenceBudget()))
         self.plane.set_owners(
             Owner(IPv4Address(external), ports, Protocol.ANY, IPv4Address(host))
             for external in (EXTERNAL, OWN_EXTERNAL)
@@ -215,6 +225,13 @@ def tcp(sport: int, dport: int, *, src: str = EXTERNAL, dst: str = REMOTE, ttl: 
 def echo(identifier: int, *, src: str = EXTERNAL, dst: str = REMOTE, ttl: int = 64, reply: bool = False) -> Packet:
     kind = "echo-reply" if reply else "echo-request"
     return ether(IP(src=src, dst=dst, ttl=ttl, flags="DF") / ICMP(type=kind, id=identifier, seq=1) / Raw(b"hello"))
+
+
+def router_error(packet: Packet, src: str, *, mtu: int | None = None, to: str | None = None) -> Packet:
+    """What the router answers to a packet: time exceeded or, with ``mtu``, fragmentation needed."""
+    outer = IP(src=src, dst=to or packet[IP].src, tos=0xC0, id=0, flags="DF", ttl=64)
+    icmp = ICMP(type=11, code=0) if mtu is None else ICMP(type=3, code=4, nexthopmtu=mtu)
+    return Ether(src=packet.src, dst=packet.dst) / outer / icmp / Raw(bytes(packet[IP])[: 576 - 28])
 
 
 def error(quoted: Packet, *, src: str, dst: str, ttl: int = 64, octets: int | None = None, kind: int = 3) -> Packet:

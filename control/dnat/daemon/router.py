@@ -108,18 +108,19 @@ class RouterRole:
         self._plane.set_owners(self._owners.values())
         self._learn()
 
-    def _configure(self, shared: Sequence[SharedAddress]) -> None:
-        """Tell the data plane the interfaces and addresses, which may have changed since it was last told."""
+    def _configure(self, shared: Sequence[SharedAddress]) -> list[str]:
+        """Tell the data plane of interfaces, addresses and MTUs; says so if they are not what they were."""
         lan, wan = links.interface(self._lan), links.interface(self._wan)
         with self._plane_lock:
-            self._plane.configure(lan.index, wan.index, {one.address: one.own for one in shared})
+            changed = self._plane.configure(lan.index, wan.index, {one.address: one.own for one in shared})
+        return [f"the data plane follows a change of {self._lan} or {self._wan}"] if changed else []
 
     def _ensure(self) -> list[str]:
         """Compare network and attachments with what they should be, and repair. Runs in the privileged thread."""
         journal, shared = self._privileged.journal, self._shared()
         own = any(one.own for one in shared)
-        self._configure(shared)
-        changes = ensure_router_network(journal, self._lan, self._wan, shared, self._own_ports if own else None)
+        changes = self._configure(shared)
+        changes += ensure_router_network(journal, self._lan, self._wan, shared, self._own_ports if own else None)
         hooks: list[tuple[str, str, Direction]] = [
             ("router_wan", self._wan, "ingress"),
             ("router_lan", self._lan, "ingress"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -37,8 +38,16 @@ ADDRESSES_MAX = 1024
 HOSTS_MAX = 8192
 OFFENCES_SIZE = 65536
 OFFENCES_PER_SECOND = 20
-FRAGMENTS_MAX = 1024
+FRAGMENTS_MAX = 4096
 FRAGMENT_SECONDS = 2
+STAGES = 4
+ERRORS_PER_SECOND = 1000
+ERROR_KINDS = 2
+WAITING_BUCKETS = 64
+WAITING_SLOTS = 16
+WAITING_MAX = WAITING_BUCKETS * WAITING_SLOTS
+WAITING_OCTETS = 1536
+WAITING_SECONDS = 1
 
 _CONSTANTS = {"DNAT_ABI": ABI} | {
     name: value
@@ -82,6 +91,11 @@ class Counter(enum.IntEnum):
     DROP_TTL_EXPIRED = 10
     DROP_UNBOUND = 20
     DROP_FILTERED = 21
+    DROP_FRAGMENT_NO_ROOM = 11
+    DROP_FRAGMENT_OVERLAP = 12
+    DROP_TOO_BIG = 13
+    DROP_SPOOFED = 14
+    DROP_ERROR_UNMAPPED = 15
     HOST_OUT_NATIVE = 32
     HOST_OUT_TRANSLATED = 33
     HOST_OUT_FRAGMENT = 34
@@ -101,6 +115,12 @@ class Counter(enum.IntEnum):
     ROUTER_FROM_SELF = 52
     ROUTER_MAC_UNKNOWN = 53
     ROUTER_OFFENCE_UNREPORTED = 54
+    ROUTER_FRAGMENT_HELD = 55
+    ROUTER_FRAGMENT_RELEASED = 56
+    ROUTER_CUT = 57
+    ROUTER_TIME_EXCEEDED = 58
+    ROUTER_FRAGMENTATION_NEEDED = 59
+    ROUTER_ERROR_UNSENT = 60
 
     @property
     def label(self) -> str:
@@ -118,7 +138,15 @@ _ONE_ROLE = {
         Counter.DROP_UNBOUND,
         Counter.DROP_FILTERED,
     },
-    "router": {Counter.DROP_NO_OWNER, Counter.DROP_NOT_OWNER, Counter.DROP_TTL_EXPIRED},
+    "router": {
+        Counter.DROP_NO_OWNER,
+        Counter.DROP_NOT_OWNER,
+        Counter.DROP_TTL_EXPIRED,
+        Counter.DROP_FRAGMENT_NO_ROOM,
+        Counter.DROP_TOO_BIG,
+        Counter.DROP_SPOOFED,
+        Counter.DROP_ERROR_UNMAPPED,
+    },
 }
 
 
@@ -171,6 +199,36 @@ class AddressFlag(enum.IntFlag):
 
     EXTERNAL = 1
     LOCAL = 2
+
+
+class Stage(enum.IntEnum):
+    """Index into the map ``stages``."""
+
+    HOLD = 0
+    RELEASE = 1
+    ANSWER = 2
+    CUT = 3
+
+
+class FragmentState(enum.IntEnum):
+    """What is known about a datagram in fragments."""
+
+    KNOWN = 0
+    AWAITED = 1
+    CONFLICT = 2
+
+
+class ErrorKind(enum.IntEnum):
+    """ICMP errors with a budget of their own."""
+
+    TIME_EXCEEDED = 0
+    FRAGMENTATION_NEEDED = 1
+
+
+def address_bit(packed: bytes) -> int:
+    """ADDRESS_BIT of an address in network order."""
+    (word,) = struct.unpack("=I", packed)
+    return int(word * 2654435761 % 2**32) >> 26
 
 
 BigEndian4 = ctypes.c_uint8 * 4
@@ -238,6 +296,11 @@ class RouterConfig(ctypes.Structure):
         ("wan_ifindex", ctypes.c_uint32),
         ("lan_network", BigEndian4),
         ("lan_mask", BigEndian4),
+        ("lan_address", BigEndian4),
+        ("wan_address", BigEndian4),
+        ("wan_mtu", ctypes.c_uint32),
+        ("zero", ctypes.c_uint32),
+        ("address_bits", ctypes.c_uint64),
     )
 
 
@@ -254,7 +317,7 @@ class Host(ctypes.Structure):
         ("address", BigEndian4),
         ("ifindex", ctypes.c_uint32),
         ("mac", Mac),
-        ("zero", ctypes.c_uint8 * 2),
+        ("mtu", ctypes.c_uint16),
     )
 
 
@@ -290,8 +353,19 @@ class Fragment(ctypes.Structure):
         ("expires_ns", ctypes.c_uint64),
         ("seen", ctypes.c_uint32),
         ("total", ctypes.c_uint32),
-        ("target", ctypes.c_uint32),
-        ("zero", ctypes.c_uint32),
+        ("first", ctypes.c_uint32),
+        ("target", ctypes.c_uint16),
+        ("state", ctypes.c_uint8),
+        ("zero", ctypes.c_uint8),
+    )
+
+
+class Held(ctypes.Structure):
+    _fields_ = (
+        ("expires_ns", ctypes.c_uint64),
+        ("key", FragmentKey),
+        ("length", ctypes.c_uint32),
+        ("frame", ctypes.c_uint8 * WAITING_OCTETS),
     )
 
 
@@ -312,6 +386,7 @@ _STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "offence_budget": OffenceBudget,
     "fragment_key": FragmentKey,
     "fragment": Fragment,
+    "held": Held,
 }
 
 
@@ -335,8 +410,14 @@ def _map(kind: MapType, key: type[ctypes._CData] | int, value: type[ctypes._CDat
 INNER_OWNERS = _map(MapType.ARRAY, 4, PortOwner, 65536)
 """What the map ``owners`` holds for each external address."""
 
-SCRATCH_SIZE = 40
-"""Octets of ``struct draw``, which user space never reads."""
+PACKET_SIZE = 36
+"""Octets of ``struct packet``, which user space never reads."""
+SCRATCH_SIZE = PACKET_SIZE + 4
+"""Octets of ``struct draw``, likewise."""
+JOB_SIZE = PACKET_SIZE + 32
+"""Octets of ``struct job``, likewise."""
+CUTTING_SIZE = 2 * 9216
+"""Octets of ``struct cutting``, likewise."""
 
 _SHARED = {
     "counters": _map(MapType.PERCPU_ARRAY, 4, 8, COUNTERS),
@@ -365,6 +446,12 @@ MAPS: dict[Role, dict[str, MapSpec]] = {
         "hosts": _map(MapType.ARRAY, 4, Host, HOSTS_MAX),
         "offences": _map(MapType.RINGBUF, 0, 0, OFFENCES_SIZE),
         "offence_budget": _map(MapType.ARRAY, 4, OffenceBudget, 1),
+        "error_budget": _map(MapType.ARRAY, 4, OffenceBudget, ERROR_KINDS),
+        "stages": _map(MapType.PROG_ARRAY, 4, 4, STAGES),
+        "job": _map(MapType.PERCPU_ARRAY, 4, JOB_SIZE, 1),
+        "cutting": _map(MapType.PERCPU_ARRAY, 4, CUTTING_SIZE, 1),
+        "waiting": _map(MapType.HASH, 4, Held, WAITING_MAX),
+        "holding": _map(MapType.PERCPU_ARRAY, 4, Held, 1),
     },
 }
 
@@ -372,6 +459,15 @@ PROGRAMS: dict[Role, tuple[str, ...]] = {
     "host": ("host_out", "host_in", "host_loop"),
     "router": ("router_wan", "router_lan", "router_loop"),
 }
+
+STAGE_PROGRAMS: dict[Role, dict[Stage, str]] = {
+    "host": {},
+    "router": {stage: f"router_{stage.name.lower()}" for stage in Stage},
+}
+"""Programs for rare work, which others of the role call by the map ``stages``."""
+
+SOURCE_FILES: dict[Role, tuple[str, ...]] = {"host": ("host.c",), "router": ("router.c", "router_stages.c")}
+"""One translation unit, in this order."""
 
 
 def map_definitions(role: Role, descriptors: dict[str, int]) -> list[str]:
@@ -396,19 +492,26 @@ def assertions() -> str:
     )
 
 
+_ENUMERATIONS: tuple[tuple[str, type[enum.IntEnum] | type[enum.IntFlag]], ...] = (
+    ("CLASS", PortClass),
+    ("TCP", TcpState),
+    ("IDLE", IdleTimer),
+    ("HOST", HostFlag),
+    ("BINDING", BindingFlag),
+    ("ADDRESS", AddressFlag),
+    ("STAGE", Stage),
+    ("FRAGMENT", FragmentState),
+    ("ERROR", ErrorKind),
+)
+
+
 def _conditions() -> Iterator[str]:
     # PORT_WORDS belongs to one role's header; the shape of its map is asserted there.
     yield from (f"{name} == {value}" for name, value in _CONSTANTS.items() if name != "PORT_WORDS")
-    for prefix, members in (
-        ("CLASS", PortClass),
-        ("TCP", TcpState),
-        ("IDLE", IdleTimer),
-        ("HOST", HostFlag),
-        ("BINDING", BindingFlag),
-        ("ADDRESS", AddressFlag),
-    ):
+    for prefix, members in _ENUMERATIONS:
         yield from (f"{prefix}_{member.name} == {member.value}" for member in members)
     yield from (f"{counter.name} == {counter.value}" for counter in Counter)
+    yield f"ADDRESS_BIT(0x01020304) == {address_bit(struct.pack('=I', 0x01020304))}"
     for name, structure in _STRUCTURES.items():
         yield f"sizeof(struct {name}) == {ctypes.sizeof(structure)}"
         for field in structure._fields_:

@@ -47,6 +47,7 @@ class MapType(enum.IntEnum):
 
     HASH = 1
     ARRAY = 2
+    PROG_ARRAY = 3
     PERCPU_ARRAY = 6
     LRU_HASH = 9
     HASH_OF_MAPS = 13

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import struct
 import sys
 import tempfile
 from pathlib import Path
 
 from dnat.dataplane import abi
-from dnat.dataplane.bpf import object_get, object_pin
+from dnat.dataplane.bpf import Map, object_get, object_pin
 from dnat.dataplane.shim import make_shim
 from dnat.dataplane.sources import SOURCES
 from dnat.errors import PlatformError
@@ -35,9 +36,13 @@ def compile_role(role: abi.Role, maps: Path, programs: Path, extra: str = "") ->
             raise PlatformError(f"bcc cannot be imported ({error}): install the package python3-bpfcc") from error
         descriptors = {name: object_get(maps / name) for name in abi.MAPS[role]}
         options = [*WARNINGS, f"-I{SOURCES / 'include'}", *abi.map_definitions(role, descriptors)]
-        text = "\n".join(((SOURCES / f"{role}.c").read_text(), abi.assertions(), extra, ""))
+        sources = [(SOURCES / name).read_text() for name in abi.SOURCE_FILES[role]]
+        text = "\n".join((*sources, abi.assertions(), extra, ""))
         try:
             module = BPF(text=text.encode(), cflags=options)
+            for stage, name in abi.STAGE_PROGRAMS[role].items():
+                fd = module.load_func(name.encode(), BPF.SCHED_CLS).fd
+                Map.pinned(maps / "stages").put(struct.pack("=I", stage), struct.pack("=i", fd))
             for name in abi.PROGRAMS[role]:
                 object_pin(module.load_func(name.encode(), BPF.SCHED_CLS).fd, programs / name)
         # bcc raises bare Exceptions.

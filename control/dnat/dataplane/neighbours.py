@@ -1,4 +1,4 @@
-"""What the kernel knows about addresses: the router's own, and the link addresses of LAN hosts."""
+"""What the kernel knows about addresses and links: the router's own, and the link addresses of LAN hosts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import socket
 from ipaddress import IPv4Address, IPv4Interface
 
 from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 _NO_ADDRESS = 0x20 | 0x01
 """NUD_FAILED and NUD_INCOMPLETE, linux/neighbour.h."""
@@ -18,6 +19,16 @@ def local_addresses() -> list[tuple[int, IPv4Interface]]:
             (message["index"], IPv4Interface(f"{message.get_attr('IFA_LOCAL')}/{message['prefixlen']}"))
             for message in netlink.get_addr(family=socket.AF_INET)
         ]
+
+
+def mtu(ifindex: int) -> int:
+    """Of an interface, octets; 0 if there is no such interface."""
+    with IPRoute() as netlink:
+        try:
+            (link,) = netlink.get_links(ifindex)
+        except NetlinkError:
+            return 0
+        return int(link.get_attr("IFLA_MTU") or 0)
 
 
 def link_addresses(ifindex: int) -> dict[IPv4Address, bytes]:

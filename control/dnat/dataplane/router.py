@@ -4,6 +4,8 @@ the rules.
 
 from __future__ import annotations
 
+import functools
+import operator
 import os
 import struct
 from array import array
@@ -23,6 +25,8 @@ from dnat.errors import PlatformError, UsageError
 from dnat.types import Owner, PortRange, Protocol
 
 _NOBODY = abi.PortOwner()
+_UNSPECIFIED = IPv4Address(0)
+_MTU_MAX = 65535
 _LEASED_CLASSES = (abi.PortClass.TCP, abi.PortClass.UDP, abi.PortClass.ICMP)
 
 
@@ -51,10 +55,13 @@ class RouterPlane(Plane):
         super().__init__(maps)
         self._offences = offences
         self._hosts: dict[IPv4Address, int] = {}
+        self._lan_mtu = 0
+        self._network: tuple[object, ...] | None = None
         for key, value in self._maps["hosts"].items():
             host = abi.Host.from_buffer_copy(value)
             if any(host.address):
                 self._hosts[IPv4Address(bytes(host.address))] = struct.unpack("=I", key)[0]
+                self._lan_mtu = host.mtu
         self._last_index = max(self._hosts.values(), default=0)
         self._held = self._count_held()
 
@@ -69,19 +76,28 @@ class RouterPlane(Plane):
         self._offences.close()
         super().close()
 
-    def configure(self, lan_ifindex: int, wan_ifindex: int, externals: Mapping[IPv4Address, bool]) -> None:
+    def configure(self, lan_ifindex: int, wan_ifindex: int, externals: Mapping[IPv4Address, bool]) -> bool:
         """Set the interfaces and the external addresses; True says that an address is also the router's own.
 
-        Reads the router's addresses and the LAN's prefix from the kernel: call it again when they change.
-        Owners of addresses that stay are kept. Raises UsageError (too many addresses), PlatformError (a LAN
-        interface without an IPv4 address).
+        Reads the router's addresses, the LAN's prefix and the MTUs from the kernel: call it again when they
+        change. Owners of addresses that stay are kept. Returns whether anything is not as it was the last time.
+        Raises UsageError (too many addresses), PlatformError (a LAN interface without an IPv4 address).
         """
         local = neighbours.local_addresses()
-        lan = next((interface.network for index, interface in local if index == lan_ifindex), None)
+        lan = next((interface for index, interface in local if index == lan_ifindex), None)
         if lan is None:
             raise PlatformError(f"the LAN interface (index {lan_ifindex}) has no IPv4 address")
-        addresses = {interface.ip for _, interface in local}
-        self.set_network(lan_ifindex, wan_ifindex, externals, lan=lan, local=addresses)
+        return self.set_network(
+            lan_ifindex,
+            wan_ifindex,
+            externals,
+            lan=lan.network,
+            local={interface.ip for _, interface in local},
+            lan_address=lan.ip,
+            wan_address=next((interface.ip for index, interface in local if index == wan_ifindex), None),
+            lan_mtu=neighbours.mtu(lan_ifindex),
+            wan_mtu=neighbours.mtu(wan_ifindex),
+        )
 
     def set_network(
         self,
@@ -91,20 +107,44 @@ class RouterPlane(Plane):
         *,
         lan: IPv4Network,
         local: Iterable[IPv4Address],
-    ) -> None:
-        """As ``configure``, with the LAN's prefix and the router's own addresses given."""
+        lan_address: IPv4Address | None = None,
+        wan_address: IPv4Address | None = None,
+        lan_mtu: int = 0,
+        wan_mtu: int = 0,
+    ) -> bool:
+        """As ``configure``, with what the kernel would say given: the LAN's prefix, the router's own addresses,
+        those among them that ICMP errors come from, and MTUs (octets, 0: no limit).
+        """
         if len(externals) > abi.EXTERNALS_MAX:
             raise UsageError(f"{len(externals)} external addresses; a router serves at most {abi.EXTERNALS_MAX}")
         flags = dict.fromkeys(local, abi.AddressFlag.LOCAL)
         for external, own in externals.items():
             flags[external] = abi.AddressFlag.EXTERNAL | (abi.AddressFlag.LOCAL if own else 0)
+        network = (dict(externals), lan, flags, lan_address, wan_address, lan_mtu, wan_mtu, lan_ifindex, wan_ifindex)
+        if network == self._network:
+            return False
         self._set_addresses(flags)
         self._set_externals(set(externals))
-        self._maps["config"].put(ZERO, bytes(_config(lan_ifindex, wan_ifindex, lan)))
+        self._lan_mtu = min(lan_mtu, _MTU_MAX)
+        config = abi.RouterConfig(
+            lan_ifindex=lan_ifindex,
+            wan_ifindex=wan_ifindex,
+            lan_network=octets(lan.network_address),
+            lan_mask=octets(lan.netmask),
+            lan_address=octets(lan_address or _UNSPECIFIED),
+            wan_address=octets(wan_address or _UNSPECIFIED),
+            wan_mtu=wan_mtu,
+            address_bits=functools.reduce(operator.or_, (1 << abi.address_bit(one.packed) for one in flags), 0),
+        )
+        self._maps["config"].put(ZERO, bytes(config))
         for index in self._hosts.values():
             host = self._host(index)
-            host.ifindex = lan_ifindex
-            self._maps["hosts"].put(index_key(index), bytes(host))
+            former = bytes(host)
+            host.ifindex, host.mtu = lan_ifindex, self._lan_mtu
+            if bytes(host) != former:
+                self._maps["hosts"].put(index_key(index), bytes(host))
+        self._network = network
+        return True
 
     def externals(self) -> list[IPv4Address]:
         """The external addresses configured."""
@@ -258,7 +298,7 @@ class RouterPlane(Plane):
                 break
         else:
             raise UsageError(f"a router serves at most {abi.HOSTS_MAX - 1} hosts")
-        entry = abi.Host(address=octets(host), ifindex=self._config().lan_ifindex)
+        entry = abi.Host(address=octets(host), ifindex=self._config().lan_ifindex, mtu=self._lan_mtu)
         self._maps["hosts"].put(index_key(index), bytes(entry))
         self._hosts[host] = index
         self._last_index = index
@@ -293,10 +333,6 @@ class _inner:
 
     def __exit__(self, *_: object) -> None:
         self._map.close()
-
-
-def _config(lan_ifindex: int, wan_ifindex: int, network: IPv4Network) -> abi.RouterConfig:
-    return abi.RouterConfig(lan_ifindex, wan_ifindex, octets(network.network_address), octets(network.netmask))
 
 
 def _runs(entries: bytes) -> Iterator[tuple[PortRange, Protocol, int]]:

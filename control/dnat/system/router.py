@@ -26,7 +26,7 @@ def ensure_router_network(
     kernel refuses.
     """
     _check_ports(shared, own_ports)
-    links.interface(lan)
+    lan_mtu = links.interface(lan).mtu
     wan_addresses = [a.ip for a in links.interface(wan).addresses]
     changes = nft.ensure_table(journal, nft.router_table(lan, wan, shared, wan_addresses, own_ports))
     if own_ports and any(one.own for one in shared):
@@ -38,6 +38,10 @@ def ensure_router_network(
                 # Without it a packet to a port that nobody owns would follow the default route back to the
                 # outside.
                 changes += routes.ensure_front(journal, rtnl, routes.blackhole(one.address))
+                continue
+            for index in routes.local_owners(rtnl, one.address):
+                # Packets to hosts that share the router's address go over the loopback, and would offer its MTU.
+                changes += routes.ensure_local_mtu(journal, rtnl, one.address, index, lan_mtu)
     return [*changes, *sysctl.ensure_forwarding(journal)]
 
 

@@ -23,18 +23,23 @@ enum port_class {
 /* Index into the map `counters`, and a name in `dnatctl show counters`. Numbers never change; those of
  * retired counters stay unused. Drops come first, then what went well. */
 enum counter {
-	DROP_MALFORMED = 1,        /* headers cut short, or a first fragment too small to hold its ports */
-	DROP_POOL_EXHAUSTED = 2,   /* host: no port to translate to */
-	DROP_TABLE_FULL = 3,       /* host: no room for another binding */
-	DROP_NOT_TRANSLATABLE = 4, /* host: not our port, and a protocol whose ports cannot be rewritten */
-	DROP_ERROR_UNBOUND = 5,    /* host: an ICMP error about a port that is not ours */
-	DROP_REWRITE_FAILED = 6,   /* host: the kernel refused to write into the packet */
-	DROP_FRAGMENT_UNKNOWN = 7, /* a later fragment whose first one has not been seen */
-	DROP_NO_OWNER = 8,         /* router: nobody holds the destination port */
-	DROP_NOT_OWNER = 9,        /* router: the sender does not hold the source port */
-	DROP_TTL_EXPIRED = 10,     /* router */
-	DROP_UNBOUND = 20,         /* host: for a port of the pool that no binding uses */
-	DROP_FILTERED = 21,        /* host: from an address that the binding has not sent to */
+	DROP_MALFORMED = 1,         /* headers cut short, or a first fragment too small to hold its ports */
+	DROP_POOL_EXHAUSTED = 2,    /* host: no port to translate to */
+	DROP_TABLE_FULL = 3,        /* host: no room for another binding */
+	DROP_NOT_TRANSLATABLE = 4,  /* host: not our port, and a protocol whose ports cannot be rewritten */
+	DROP_ERROR_UNBOUND = 5,     /* host: an ICMP error about a port that is not ours */
+	DROP_REWRITE_FAILED = 6,    /* host: the kernel refused to write into the packet */
+	DROP_FRAGMENT_UNKNOWN = 7,  /* a later fragment whose first one has not been seen */
+	DROP_NO_OWNER = 8,          /* router: nobody holds the destination port */
+	DROP_NOT_OWNER = 9,         /* router: the sender does not hold the source port */
+	DROP_TTL_EXPIRED = 10,      /* router */
+	DROP_FRAGMENT_NO_ROOM = 11, /* router: ahead of its first one, and too long or too many to be held */
+	DROP_FRAGMENT_OVERLAP = 12, /* a fragment that contradicts the first one of its datagram */
+	DROP_TOO_BIG = 13,          /* router: does not fit the way out */
+	DROP_SPOOFED = 14,          /* router: from the WAN with a source of this side */
+	DROP_ERROR_UNMAPPED = 15,   /* router: ICMP that speaks about no port */
+	DROP_UNBOUND = 20,          /* host: for a port of the pool that no binding uses */
+	DROP_FILTERED = 21,         /* host: from an address that the binding has not sent to */
 
 	HOST_OUT_NATIVE = 32, /* sent from a port of our own, untouched */
 	HOST_OUT_TRANSLATED = 33,
@@ -56,6 +61,12 @@ enum counter {
 	ROUTER_FROM_SELF = 52,          /* from the router's own stack to the owner */
 	ROUTER_MAC_UNKNOWN = 53,        /* sender taken on trust: its link address is not known yet */
 	ROUTER_OFFENCE_UNREPORTED = 54, /* DROP_NOT_OWNER without an event: budget used up or nobody reads */
+	ROUTER_FRAGMENT_HELD = 55, /* came ahead of its first one; what is never released counts as 7 later */
+	ROUTER_FRAGMENT_RELEASED = 56,    /* its first one came */
+	ROUTER_CUT = 57,                  /* too big for the way out, cut into fragments */
+	ROUTER_TIME_EXCEEDED = 58,        /* ICMP 11/0 sent, for DROP_TTL_EXPIRED */
+	ROUTER_FRAGMENTATION_NEEDED = 59, /* ICMP 3/4 sent, for DROP_TOO_BIG */
+	ROUTER_ERROR_UNSENT = 60,         /* the same without an error: not allowed, or budget used up */
 };
 #define COUNTERS 64
 
@@ -199,7 +210,15 @@ struct router_config {
 	__u32 wan_ifindex;
 	__be32 lan_network;
 	__be32 lan_mask;
+	__be32 lan_address; /* source of ICMP errors to hosts */
+	__be32 wan_address; /* source of ICMP errors to the outside; 0: the address that was asked for */
+	__u32 wan_mtu;      /* octets; 0: no limit */
+	__u32 zero;
+	__u64 address_bits; /* one for each entry of `addresses`, by ADDRESS_BIT */
 };
+
+/* Most packets come from or go to none of `addresses`; this spares them the look-up. */
+#define ADDRESS_BIT(ipv4) (((__u32)(ipv4) * 2654435761U) >> 26)
 
 /* Who owns one port of one external address: an index into `hosts` for each class, 0 for nobody. */
 struct owner {
@@ -219,7 +238,7 @@ struct host {
 	__be32 address; /* on the LAN */
 	__u32 ifindex;  /* LAN interface */
 	__u8 mac[6];    /* all zero: not known yet */
-	__u8 zero[2];
+	__u16 mtu;      /* of the LAN interface, octets; 0: no limit */
 };
 
 struct offence {
@@ -237,10 +256,39 @@ struct offence_budget {
 	__u32 zero;
 };
 
+/* Programs for rare work, index into the map `stages`. */
+enum stage {
+	STAGE_HOLD = 0,    /* keep a fragment that came ahead of its first one */
+	STAGE_RELEASE = 1, /* the first one is here: let the others go */
+	STAGE_ANSWER = 2,  /* an ICMP error back to the sender */
+	STAGE_CUT = 3,     /* fragment a packet that is too big for the way out */
+};
+#define STAGES 4
+
+/* ICMP errors sent in one second, for each of the kinds: what Linux allowed all of them together for long
+ * (icmp_msgs_per_sec). Apart, so that a flood of one kind cannot silence path-MTU discovery. */
+#define ERRORS_PER_SECOND 1000
+enum error_kind { ERROR_TIME_EXCEEDED = 0, ERROR_FRAGMENTATION_NEEDED = 1 };
+#define ERROR_KINDS 2
+
+/* Room for fragments that came ahead of their first one: sources share WAITING_BUCKETS, by hash, and each
+ * bucket has WAITING_SLOTS. So one source takes at most 24 kB of 1.6 MB, and a datagram whose fragments come
+ * in reverse may have 17 of them. */
+#define WAITING_BUCKETS 64
+#define WAITING_SLOTS 16
+#define WAITING_MAX (WAITING_BUCKETS * WAITING_SLOTS)
+
+/* Octets of the longest frame that is held: Ethernet's, with room for a tag. */
+#define WAITING_OCTETS 1536
+
+/* Seconds that a fragment waits for its first one: reordering takes milliseconds, and the shorter, the less
+ * an IP identification can repeat meanwhile (RFC 4963). */
+#define WAITING_SECONDS 1
+
 /* Both. */
 
 /* Datagrams whose fragments are on their way. */
-#define FRAGMENTS_MAX 1024
+#define FRAGMENTS_MAX 4096
 
 /* Seconds that later fragments are recognized. Short, because IP identifications repeat (RFC 4963) and a
  * fragment must never follow the first one of another datagram; in order, they arrive within milliseconds. */
@@ -260,6 +308,22 @@ struct fragment {
 	__u64 expires_ns; /* CLOCK_MONOTONIC */
 	__u32 seen;       /* octets of the datagram so far */
 	__u32 total;      /* octets of the datagram, 0 before its last fragment */
-	__u32 target;     /* where its packets go; what that means is the program's business */
-	__u32 zero;
+	__u32 first;      /* octets in its first fragment */
+	__u16 target;     /* where its packets go; what that means is the program's business */
+	__u8 state;       /* enum fragment_state */
+	__u8 zero;
+};
+
+enum fragment_state {
+	FRAGMENT_KNOWN = 0,
+	FRAGMENT_AWAITED = 1,  /* others are held until the first one comes */
+	FRAGMENT_CONFLICT = 2, /* two first ones disagree: none of it is safe to forward */
+};
+
+/* Value of `waiting`; the key is the slot. */
+struct held {
+	__u64 expires_ns; /* CLOCK_MONOTONIC */
+	struct fragment_key key;
+	__u32 length; /* used octets of `frame` */
+	__u8 frame[WAITING_OCTETS];
 };

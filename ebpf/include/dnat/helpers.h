@@ -1,4 +1,4 @@
-/* Kernel helpers that bcc does not declare, or declares wrongly, and the two verdicts. */
+/* Kernel helpers that bcc does not declare, or declares wrongly, and the verdicts. */
 #pragma once
 
 #include <linux/pkt_cls.h>
@@ -8,7 +8,26 @@
 #define VERDICT_PASS TC_ACT_UNSPEC
 #define VERDICT_DROP TC_ACT_SHOT
 
+/* Not lost, but on its way by other means. */
+#define VERDICT_TAKEN TC_ACT_STOLEN
+
 #define ADDRESS_FAMILY_IPV4 2
+
+/* Whether the number lies between two others. The compiler must not fold the two comparisons into one that
+ * the verifier does not understand, nor go on with another copy of the number. */
+#define WITHIN(number, least, most)                      \
+	({                                               \
+		bool within_ = false;                    \
+		asm volatile("" : "+r"(number));         \
+		if (number >= (least)) {                 \
+			asm volatile("" : "+r"(number)); \
+			within_ = number <= (most);      \
+		}                                        \
+		within_;                                 \
+	})
+
+/* PACKET_HOST of linux/if_packet.h. */
+#define PACKET_TO_US 0
 
 /* struct bpf_redir_neigh of linux/bpf.h (since 5.10), which bcc's copy need not have. */
 struct next_hop {

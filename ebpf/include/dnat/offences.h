@@ -4,13 +4,13 @@
  * by PAP INVALIDATE.
  *
  * Map `offence_budget`: one entry, how many were reported in the current second. Written by the programs.
- * CPUs may race for it; a few reports more or less do no harm.
  */
 #pragma once
 
 #include <linux/if_ether.h>
 
 #include <dnat/abi.h>
+#include <dnat/budget.h>
 #include <dnat/counters.h>
 #include <dnat/map.h>
 #include <dnat/owners.h>
@@ -22,20 +22,9 @@ MAP(offence_budget, ARRAY, __u32, struct offence_budget, 1)
 
 static __always_inline bool within_budget(void)
 {
-	__u64 second = bpf_ktime_get_ns() / 1000000000ULL;
 	__u32 zero = 0;
-	struct offence_budget *budget = offence_budget_get(&zero);
 
-	if (!budget)
-		return false;
-	if (budget->second != second) {
-		budget->second = second;
-		budget->used = 0;
-	}
-	if (budget->used >= OFFENCES_PER_SECOND)
-		return false;
-	budget->used += 1;
-	return true;
+	return spend(offence_budget_get(&zero), OFFENCES_PER_SECOND);
 }
 
 static __always_inline void report_offence(const struct __sk_buff *skb, const struct packet *packet)

@@ -29,10 +29,13 @@ static __always_inline const struct router_config *router_config(void)
 	return config_get(&zero);
 }
 
-static __always_inline __u32 address_flags(__be32 ipv4)
+static __always_inline __u32 address_flags(const struct router_config *config, __be32 ipv4)
 {
-	const struct address *address = addresses_get(&ipv4);
+	const struct address *address;
 
+	if (!(config->address_bits >> ADDRESS_BIT(ipv4) & 1))
+		return 0;
+	address = addresses_get(&ipv4);
 	return address ? address->flags : 0;
 }
 

@@ -126,7 +126,7 @@ static __always_inline bool parse_icmp(const struct __sk_buff *skb, struct packe
 {
 	struct icmphdr *icmp = packet_start(skb) + packet->l4;
 
-	if ((void *)(icmp + 1) > packet_end(skb))
+	if ((void *)(icmp + 1) > packet_end(skb) || packet->payload < sizeof(*icmp))
 		return false;
 	if (is_query(icmp->type)) {
 		packet->source_port = FROM_BE16(icmp->un.echo.id);
@@ -148,17 +148,25 @@ static __always_inline bool parse_transport(const struct __sk_buff *skb, struct 
 		return parse_icmp(skb, packet);
 	if (!has_ports(packet->protocol))
 		return true;
-	if (l4 + sizeof(struct udphdr) > end)
+	if (l4 + sizeof(struct udphdr) > end || packet->payload < sizeof(struct udphdr))
 		return false;
 	packet->source_port = FROM_BE16(((struct udphdr *)l4)->source);
 	packet->destination_port = FROM_BE16(((struct udphdr *)l4)->dest);
 	packet->kind = KIND_PORTS;
 	if (packet->protocol == IPPROTO_TCP) {
-		if (l4 + sizeof(struct tcphdr) > end)
+		if (l4 + sizeof(struct tcphdr) > end || packet->payload < sizeof(struct tcphdr))
 			return false;
 		packet->tcp_flags = ((__u8 *)l4)[13];
 	}
 	return true;
+}
+
+/* What no receiver could put together: only the last fragment may be of any length, and none reaches beyond
+ * the longest datagram. */
+static __always_inline bool is_fragment_possible(const struct packet *packet)
+{
+	return packet->payload && packet->offset + packet->payload <= 65535 &&
+	       !(packet->more_fragments && packet->payload % 8);
 }
 
 /* Fills in all the rest; false: malformed. To be called after parse_addresses(). */
@@ -183,11 +191,15 @@ static __always_inline bool parse_ports(const struct __sk_buff *skb, struct pack
 	packet->ip_protocol = ip->protocol;
 	packet->port_class = class_of(ip->protocol);
 	packet->tcp_flags = 0;
-	if (packet->offset) {
-		packet->kind = KIND_FRAGMENT;
-		return true;
-	}
 	packet->kind = KIND_PORTLESS;
+	if (__builtin_expect(fragment & (IPV4_MORE_FRAGMENTS | IPV4_OFFSET), 0)) {
+		if (!is_fragment_possible(packet))
+			return false;
+		if (packet->offset) {
+			packet->kind = KIND_FRAGMENT;
+			return true;
+		}
+	}
 	return parse_transport(skb, packet);
 }
 

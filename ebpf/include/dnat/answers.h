@@ -1,0 +1,154 @@
+/* ICMP errors of the router itself (RFC 1812, section 4.3).
+ *
+ * Map `error_budget`: enum error_kind -> how many were sent in the current second. Written by the programs.
+ */
+#pragma once
+
+#include <linux/icmp.h>
+#include <linux/if_ether.h>
+#include <linux/ip.h>
+
+#include <dnat/abi.h>
+#include <dnat/budget.h>
+#include <dnat/counters.h>
+#include <dnat/cut.h>
+#include <dnat/forward.h>
+#include <dnat/helpers.h>
+#include <dnat/map.h>
+#include <dnat/order.h>
+#include <dnat/owners.h>
+#include <dnat/partial.h>
+#include <dnat/parse.h>
+#include <dnat/stages.h>
+
+MAP(error_budget, ARRAY, __u32, struct offence_budget, ERROR_KINDS)
+
+struct answer {
+	struct iphdr ip;
+	struct icmphdr icmp;
+} __attribute__((packed));
+
+/* An error quotes as much as fits into 576 octets (RFC 1812, section 4.3.2.3). */
+#define QUOTE_MAX (576 - sizeof(struct answer))
+
+/* What the kernel adds up in one call, and the rest. */
+#define QUOTE_SUM_AT_ONCE 512
+#define QUOTE_SUM_REST (QUOTE_MAX + 4 - QUOTE_SUM_AT_ONCE)
+
+/* RFC 1812, section 4.3.2.5: internetwork control. */
+#define ANSWER_TOS 0xc0
+#define ANSWER_TTL 64
+
+static __always_inline __u16 fold(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return sum;
+}
+
+/* Never about errors, or about what no single host sent (RFC 1812, section 4.3.2.7). */
+static __always_inline bool may_answer(const struct packet *packet)
+{
+	return packet->kind != KIND_FRAGMENT && packet->kind != KIND_ERROR &&
+	       (packet->ip_protocol != IPPROTO_ICMP || packet->kind == KIND_QUERY) && packet->source &&
+	       !is_multicast(packet->source) && !is_loopback(packet->source);
+}
+
+/* The sum of the first octets of the IP packet; needs `cutting` for room. False: there are fewer. */
+static __always_inline bool sum_quote(struct __sk_buff *skb, __u64 length, __u64 *sum)
+{
+	__u32 zero = 0;
+	struct cutting *room = cutting_get(&zero);
+	__s64 part;
+
+	if (!room || !WITHIN(length, sizeof(struct iphdr), QUOTE_MAX))
+		return false;
+	__builtin_memset(room->octets, 0, QUOTE_SUM_AT_ONCE);
+	__builtin_memset(room->octets + QUOTE_SUM_AT_ONCE, 0, QUOTE_SUM_REST);
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, room->octets, length))
+		return false;
+	part = bpf_csum_diff((void *)0, 0, (void *)room->octets, QUOTE_SUM_AT_ONCE, 0);
+	if (part < 0)
+		return false;
+	part = bpf_csum_diff((void *)0, 0, (void *)(room->octets + QUOTE_SUM_AT_ONCE), QUOTE_SUM_REST, part);
+	*sum = part;
+	return part >= 0;
+}
+
+/* The device will complete the quoted checksum: what it writes is the complement of all that it adds up, so
+ * from there on the quoted transport header and data add up to nothing but the complement of what is in the
+ * field now. */
+static __always_inline bool sum_partial(struct __sk_buff *skb, const struct packet *packet, __u64 *sum)
+{
+	__be16 field;
+
+	if (bpf_skb_load_bytes(skb, packet->l4 + checksum_offset(packet->ip_protocol), &field, sizeof(field)))
+		return false;
+	*sum = (__u16)~field;
+	return true;
+}
+
+static __always_inline void fill_answer(struct answer *answer, const struct job *job, __be32 source,
+					__u32 quoted, __u64 sum)
+{
+	__u64 header;
+
+	answer->ip.version = 4;
+	answer->ip.ihl = 5;
+	answer->ip.tos = ANSWER_TOS;
+	answer->ip.tot_len = TO_BE16(sizeof(*answer) + quoted);
+	/* Atomic: needs no identification (RFC 6864). */
+	answer->ip.frag_off = TO_BE16(IPV4_DONT_FRAGMENT);
+	answer->ip.ttl = ANSWER_TTL;
+	answer->ip.protocol = IPPROTO_ICMP;
+	answer->ip.saddr = source;
+	answer->ip.daddr = job->packet.source;
+	answer->ip.check = ~fold(bpf_csum_diff((void *)0, 0, (void *)&answer->ip, sizeof(answer->ip), 0));
+	if (job->error == ERROR_TIME_EXCEEDED) {
+		answer->icmp.type = ICMP_TIME_EXCEEDED;
+		answer->icmp.code = ICMP_EXC_TTL;
+	} else {
+		answer->icmp.type = ICMP_DEST_UNREACH;
+		answer->icmp.code = ICMP_FRAG_NEEDED;
+		answer->icmp.un.frag.mtu = TO_BE16(job->mtu);
+	}
+	header = bpf_csum_diff((void *)0, 0, (void *)&answer->icmp, sizeof(answer->icmp), 0);
+	answer->icmp.checksum = ~fold(header + sum);
+}
+
+/* Hosts know the router by its LAN address, the outside by its WAN address. */
+static __always_inline __be32 answer_source(const struct router_config *config, const struct job *job)
+{
+	if (job->back_next_hop)
+		return config->lan_address;
+	return config->wan_address ? config->wan_address : job->packet.destination;
+}
+
+/* Turns the packet into an ICMP error about itself, and sends it back. */
+static __always_inline int answer(struct __sk_buff *skb, const struct job *job)
+{
+	const struct router_config *config = router_config();
+	__u32 quoted = job->packet.l4 - ETH_HLEN + job->packet.payload;
+	__u32 kind = job->error & (ERROR_KINDS - 1);
+	struct answer answer = {};
+	__u64 sum;
+
+	if (!config || !may_answer(&job->packet) || !spend(error_budget_get(&kind), ERRORS_PER_SECOND))
+		return drop(ROUTER_ERROR_UNSENT);
+	if (quoted > QUOTE_MAX)
+		quoted = QUOTE_MAX;
+	if (!sum_quote(skb, quoted, &sum) ||
+	    (is_checksum_partial(skb, &job->packet) && !sum_partial(skb, &job->packet, &sum)))
+		return drop(ROUTER_ERROR_UNSENT);
+	fill_answer(&answer, job, answer_source(config, job), quoted, sum);
+	if (bpf_skb_change_tail(skb, ETH_HLEN + quoted, 0) ||
+	    bpf_skb_adjust_room(skb, sizeof(answer), BPF_ADJ_ROOM_MAC, 0) ||
+	    bpf_skb_store_bytes(skb, ETH_HLEN, &answer, sizeof(answer), BPF_F_RECOMPUTE_CSUM))
+		return drop(ROUTER_ERROR_UNSENT);
+	count(kind == ERROR_TIME_EXCEEDED ? ROUTER_TIME_EXCEEDED : ROUTER_FRAGMENTATION_NEEDED);
+	if (job->back_next_hop)
+		return send_to(job->back_ifindex, job->back_next_hop);
+	return send_by_route(job->back_ifindex);
+}

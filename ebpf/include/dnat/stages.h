@@ -1,0 +1,43 @@
+/* Rare work of the router, in programs of its own, so that the path of an ordinary packet stays short.
+ *
+ * Map `stages`: enum stage -> program. Written by whoever loads the programs (dnat/dataplane/compile.py).
+ *
+ * Map `job`: what a stage has to know, one per CPU, written by the program that calls it. Both run on the
+ * same CPU without a pause.
+ */
+#pragma once
+
+#include <dnat/abi.h>
+#include <dnat/counters.h>
+#include <dnat/fragments.h>
+#include <dnat/map.h>
+#include <dnat/packet.h>
+
+struct job {
+	struct packet packet;
+	struct fragment_key key;
+	__u32 back_ifindex;   /* STAGE_ANSWER: the way to the sender */
+	__be32 back_next_hop; /* 0: by the routing table */
+	__u16 mtu;            /* STAGE_ANSWER, STAGE_CUT: of the way out, octets */
+	__u8 error;           /* enum error_kind */
+	__u8 zero;
+};
+
+MAP_SHAPE(stages, PROG_ARRAY, sizeof(__u32), sizeof(__u32), STAGES);
+MAP(job, PERCPU_ARRAY, __u32, struct job, 1)
+
+static long (*tail_call)(struct __sk_buff *skb, void *programs, __u32 index) = (void *)12;
+
+static __always_inline struct job *current_job(void)
+{
+	__u32 zero = 0;
+
+	return job_get(&zero);
+}
+
+/* Goes on with another program; comes back, with a verdict, only if there is none. */
+static __always_inline int go_on(struct __sk_buff *skb, enum stage stage)
+{
+	tail_call(skb, (void *)MAP_HANDLE(stages), stage);
+	return VERDICT_DROP;
+}
