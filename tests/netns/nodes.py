@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from dnat.client import Client
+from dnat.dataplane.host import HostPlane
+from dnat.instance import Instance
 from dnat.lab import control
 from dnat.lab.topology import EXT, Topology
 from dnat.system import netns
@@ -47,6 +50,11 @@ class Node:
         document: dict[str, Any] = json.loads(self.dnatctl("show", "-o", "json").stdout)
         return document
 
+    def call(self, method: str, **parameters: Any) -> Any:
+        """Ask the daemon directly: quicker than a process for each question."""
+        with Client(Instance(self.namespace).socket) as client:
+            return client.call(method, **parameters)
+
     def ports(self, purpose: str) -> PortRange:
         """The node's one lease for a purpose."""
         (lease,) = (lease for lease in self.show()["leases"] if lease["purpose"] == purpose)
@@ -59,6 +67,23 @@ class Node:
         """Lease explicit ports; returns the lease."""
         lease: dict[str, Any] = json.loads(self.dnatctl("request", "-o", "json", *argv).stdout)["lease"]
         return lease
+
+    @contextmanager
+    def configured(self, table: str, directory: Path) -> Iterator[Node]:
+        """Up with this ``[host]`` table; as before afterwards."""
+        path = directory / "dnat.toml"
+        path.write_text(f"[host]\n{table}\n")
+        self.dnatctl("down")
+        try:
+            self.dnatctl("up", "--config", str(path))
+            yield self
+        finally:
+            self.dnatctl("down", code=None)
+            self.dnatctl("up")
+
+    def plane(self) -> HostPlane:
+        """The maps of this host."""
+        return HostPlane.open(Instance(self.namespace).pins("host"))
 
     def pid(self) -> int:
         return int(Path(f"/run/dnat/{self.namespace}/daemon.pid").read_text())
@@ -76,6 +101,24 @@ class Node:
             opened.bind((address, port))
             if listen:
                 opened.listen(64)
+            yield opened
+
+    @contextmanager
+    def raw_socket(self) -> Iterator[socket.socket]:
+        """Sends whole IP packets."""
+        with netns.enter(self.namespace):
+            opened = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+        with opened:
+            yield opened
+
+    @contextmanager
+    def packet_socket(self, protocol: int) -> Iterator[socket.socket]:
+        """What arrives at the node's eth0, whole frames of one Ethernet protocol."""
+        with netns.enter(self.namespace):
+            opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(protocol))
+            opened.bind(("eth0", protocol))
+        with opened:
+            opened.settimeout(SECONDS)
             yield opened
 
 

@@ -123,6 +123,7 @@ class PoolKeeper:
                 log.info("the pool gives back %s", lease.ports)
                 await self._leasing.release([lease.id])
                 await self._apply()
+                self._told.set()  # there may be more
                 return
 
 

@@ -189,6 +189,15 @@ class HostPlane(Plane):
                 config.flags = flags
                 self._put_config(config)
 
+    @property
+    def exhausted(self) -> bool:
+        """What ``set_exhausted`` said last."""
+        return bool(self._config().flags & abi.HostFlag.CANNOT_GET_PORTS)
+
+    def forget(self, binding: Binding) -> bool:
+        """Remove a binding before its time; False if it was gone already."""
+        return self._remove(abi.PortKey(binding.local_port, _class_of(binding.protocol), 0), binding.port)
+
     def retire(self, ports: PortRange) -> bool:
         """Draw no more from these ports of the pool; False, and all stays as it is, while one has a binding.
 

@@ -1,0 +1,118 @@
+"""A new version takes over the data plane while packets flow: nothing is lost, and bindings stay."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from nodes import Lab, Node, eventually
+
+import dnat
+from dnat.dataplane.sources import SOURCES
+
+TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
+ECHO = 7
+INTERVAL = 0.004
+"""Seconds between two datagrams of a stream."""
+
+
+class Stream:
+    """Datagrams to an echo server, numbered."""
+
+    def __init__(self, sock: socket.socket, target: tuple[str, int]) -> None:
+        self._sock = sock
+        self._target = target
+        self._running = threading.Event()
+        self.sent = 0
+        self.received: set[int] = set()
+
+    def send(self) -> None:
+        while not self._running.wait(INTERVAL):
+            self._sock.sendto(self.sent.to_bytes(4), self._target)
+            self.sent += 1
+
+    def receive(self) -> None:
+        while not self._running.is_set() or len(self.received) < self.sent:
+            try:
+                self.received.add(int.from_bytes(self._sock.recv(100)))
+            except TimeoutError:
+                return
+
+    @contextmanager
+    def flowing(self) -> Iterator[None]:
+        threads = [threading.Thread(target=each) for each in (self.send, self.receive)]
+        for thread in threads:
+            thread.start()
+        yield
+        self._running.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.fixture
+def next_version(tmp_path: Path) -> dict[str, str]:
+    """The environment in which a copy of dnat runs whose programs are other ones."""
+    copy = tmp_path / "next"
+    shutil.copytree(Path(dnat.__file__).parent, copy / "control" / "dnat")
+    shutil.copytree(SOURCES, copy / "ebpf", dirs_exist_ok=True)
+    source = copy / "ebpf" / "host.c"
+    source.write_text(source.read_text() + "\n/* The next version. */\n")
+    return {**os.environ, "PYTHONPATH": str(copy / "control")}
+
+
+def program_names(phone: Node) -> set[str]:
+    """What is attached to the LAN interface, by the names that carry the version."""
+    shown = "".join(
+        phone.run("tc", "filter", "show", "dev", "eth0", direction).stdout for direction in ("ingress", "egress")
+    )
+    return {word for word in shown.split() if word.startswith("dnat_host")}
+
+
+def restart(phone: Node, **options: dict[str, str]) -> None:
+    """Replace the daemon by one of another version, as a package manager does."""
+    pid = phone.pid()
+    os.kill(pid, signal.SIGTERM)
+    eventually(lambda: not Path(f"/proc/{pid}").exists(), "the old daemon ends", 20)
+    phone.run(sys.executable, "-c", "from dnat.cli import main; main()", "up", **options)
+
+
+def test_an_upgrade_under_load_loses_nothing(routed_lab: Lab, next_version: dict[str, str]) -> None:
+    lab, phone = routed_lab, routed_lab["phone1"]
+    target = (lab.ext, ECHO)
+    old = program_names(phone)
+    with (
+        phone.socket(UDP) as native,
+        phone.socket(UDP, 4400) as translated,
+        phone.socket(TCP, 4401) as client,
+        lab["ext"].socket(TCP, 5557, listen=True) as listener,
+    ):
+        client.connect((lab.ext, 5557))
+        server, _ = listener.accept()
+        streams = [Stream(native, target), Stream(translated, target)]
+        with server, streams[0].flowing(), streams[1].flowing():
+            eventually(lambda: all(len(stream.received) > 50 for stream in streams), "traffic flows")
+            bindings = {(b["protocol"], b["local_port"]): b["port"] for b in phone.call("show")["bindings"]}
+            restart(phone, env=next_version)
+            new = program_names(phone)
+            restart(phone)
+            after = time.monotonic()
+            eventually(lambda: time.monotonic() > after + 0.2, "some more traffic")
+            client.sendall(b"still there")
+            assert server.recv(100) == b"still there"
+    assert new.isdisjoint(old) and len(new) == len(old) == 2
+    assert program_names(phone) == old
+    for stream in streams:
+        assert stream.sent > 100
+        assert stream.received == set(range(stream.sent)), "not one was lost"
+    now = {(b["protocol"], b["local_port"]): b["port"] for b in phone.call("show")["bindings"]}
+    for key in (("udp", 4400), ("tcp", 4401)):
+        assert now[key] == bindings[key]
