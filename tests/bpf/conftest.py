@@ -6,11 +6,24 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bpf_bench import HostBench, RouterBench
+from network import Network
 
 from dnat.dataplane import loader
+
+LINKS: dict[str, dict[str, Any]] = {
+    "offloads": {},
+    "no offloads": {"offloads": False},
+    "jumbo": {"mtu": 9000},
+}
+"""Links that real traffic is tried on."""
+
+# Present where the kernel has 802.1Q; without it there are no tagged interfaces to be tried.
+if Path("/proc/net/vlan").exists():
+    LINKS["vlan"] = {"vlan": 20}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,3 +67,28 @@ def router(router_pins: Path) -> Iterator[RouterBench]:
     """The router programs with the owners of ``bpf_bench``."""
     with RouterBench(router_pins) as bench:
         yield bench
+
+
+@pytest.fixture(scope="session")
+def node_pins(pins: Path) -> dict[str, Path]:
+    """Each node has maps, and so programs, of its own."""
+    nodes = {"a": "host", "b": "host", "router": "router"}
+    for node, role in nodes.items():
+        loader.ensure_loaded("host" if role == "host" else "router", pins / node)
+    return {node: pins / node for node in nodes}
+
+
+@pytest.fixture(scope="module", params=["routed", "own"])
+def address(request: pytest.FixtureRequest) -> str:
+    """Whether the external address is routed to the router or is its own."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module", params=list(LINKS))
+def network(request: pytest.FixtureRequest, address: str, node_pins: dict[str, Path]) -> Iterator[Network]:
+    built = Network(own=address == "own", **LINKS[request.param])
+    try:
+        built.start(node_pins)
+        yield built
+    finally:
+        built.close()

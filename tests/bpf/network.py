@@ -9,6 +9,7 @@ import itertools
 import os
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -32,12 +33,16 @@ _numbers = itertools.count(1)
 class Network:
     """The namespaces, their interfaces and the planes; ``external`` is shared by hosts ``a`` and ``b``."""
 
-    def __init__(self, *, own: bool, offloads: bool) -> None:
+    def __init__(self, *, own: bool, offloads: bool = True, vlan: int | None = None, mtu: int = 1500) -> None:
+        """With ``vlan``, every node but the switch sits on tagged links; ``mtu`` is every link's."""
         self.external = OWN_EXTERNAL if own else EXTERNAL
         self.own = own
         self._prefix = f"bpf{os.getpid()}-{next(_numbers)}"
-        self._offloads = offloads
+        self.offloads = offloads
+        self._vlan = vlan
+        self.mtu = mtu
         self._planes: list[HostPlane | RouterPlane] = []
+        self.hosts: dict[str, HostPlane] = {}
 
     def _name(self, node: str) -> str:
         return f"{self._prefix}-{node}"
@@ -65,6 +70,26 @@ class Network:
         opened.bind((address, port))
         return opened
 
+    def link(self, node: str, interface: str) -> str:
+        """Link address of an interface."""
+        words = self.run(node, f"ip link show {interface}").split()
+        return words[words.index("link/ether") + 1]
+
+    def host_counter(self, node: str, label: str) -> int:
+        """A counter of a host's programs."""
+        return self.hosts[node].counters()[label]
+
+    @staticmethod
+    def transfer(source: socket.socket, sink: socket.socket, octets: bytes) -> None:
+        """Carry octets over a connection, and compare what comes."""
+        sending = threading.Thread(target=source.sendall, args=(octets,))
+        sending.start()
+        received = b""
+        while len(received) < len(octets):
+            received += sink.recv(1 << 20)
+        sending.join()
+        assert received == octets
+
     def _wire(self) -> None:
         for node in NODES:
             netns.create(self._name(node))
@@ -80,18 +105,29 @@ class Network:
         self._sysctl("router", {"ip_forward": 1, "conf/lan/accept_local": 1, "conf/lan/rp_filter": 0})
         for node, address in ADDRESSES.items():
             self.run(node, f"ip addr add {address}/24 dev eth0; ip addr add {self.external}/32 dev lo")
-            self.run(node, f"ip route replace local {self.external} dev lo mtu 1500 table local")
+            self.run(node, f"ip route replace local {self.external} dev lo mtu {self.mtu} table local")
             self.run(node, f"ip route add default via {ROUTER} src {self.external}")
             silent = {"arp_ignore": 1, "arp_announce": 2, "accept_local": 1, "rp_filter": 0}
             self._sysctl(node, {f"conf/eth0/{name}": value for name, value in silent.items()})
             self._sysctl(node, {"conf/all/rp_filter": 0, "ping_group_range": "0 0"})
 
     def _veth(self, node: str, interface: str, peer: str, peer_interface: str) -> None:
-        self.run(node, f"ip link add {interface} type veth peer name {peer_interface} netns {self._name(peer)}")
-        for end, name in ((node, interface), (peer, peer_interface)):
-            self.run(end, f"ip link set dev {name} up")
-            if not self._offloads:
-                self.run(end, f"ethtool -K {name} tx off rx off tso off gso off gro off")
+        ends = [(node, interface), (peer, peer_interface)]
+        (near, far) = (f"{name}p" if self._is_tagged(end) else name for end, name in ends)
+        self.run(node, f"ip link add {near} type veth peer name {far} netns {self._name(peer)}")
+        for (end, name), device in zip(ends, (near, far), strict=True):
+            self._bring_up(end, device)
+            if device != name:
+                self.run(end, f"ip link add link {device} name {name} type vlan id {self._vlan}")
+                self._bring_up(end, name)
+
+    def _is_tagged(self, node: str) -> bool:
+        return self._vlan is not None and node != "switch"
+
+    def _bring_up(self, node: str, device: str) -> None:
+        self.run(node, f"ip link set dev {device} mtu {self.mtu} up")
+        if not self.offloads:
+            self.run(node, f"ethtool -K {device} tx off rx off tso off gso off gro off")
 
     def _sysctl(self, node: str, values: Mapping[str, int | str]) -> None:
         with self.inside(node):
@@ -109,6 +145,7 @@ class Network:
             with self.inside(node):
                 host = HostPlane.open(pins[node])
                 self._planes.append(host)
+                self.hosts[node] = host
                 host.set_ports([], [])
                 host.configure(shared, socket.if_nametoindex("eth0"), IPv4Address(ROUTER))
                 host.set_ports([(OWN_PORTS[node], Protocol.ANY)], [(POOLS[node], Protocol.ANY)])
@@ -116,8 +153,7 @@ class Network:
         with self.inside("router"):
             self.router = RouterPlane.open(pins["router"])
             self._planes.append(self.router)
-            lan, wan = socket.if_nametoindex("lan"), socket.if_nametoindex("wan")
-            self.router.configure(lan, wan, {shared: self.own})
+            self.configure_router()
             self.router.set_owners(
                 Owner(shared, ports, Protocol.ANY, IPv4Address(ADDRESSES[node]))
                 for node in ADDRESSES
@@ -130,6 +166,12 @@ class Network:
             for address in ADDRESSES.values():
                 self.run("router", f"ping -qc1 -W2 {address}")
             assert self.router.learn_macs() == len(ADDRESSES)
+
+    def configure_router(self) -> None:
+        """Tell the router's programs about its interfaces, also after a change of them."""
+        with self.inside("router"):
+            lan, wan = socket.if_nametoindex("lan"), socket.if_nametoindex("wan")
+            self.router.configure(lan, wan, {IPv4Address(self.external): self.own})
 
     def attach_host(self, node: str) -> None:
         """Put the programs of a host in their places."""

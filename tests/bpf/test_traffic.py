@@ -5,44 +5,14 @@ own address.
 from __future__ import annotations
 
 import socket
-import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from bpf_bench import REMOTE
 from network import OWN_PORTS, POOLS, Network
 
-from dnat.dataplane import loader
-
 UDP, TCP = socket.SOCK_DGRAM, socket.SOCK_STREAM
 NATIVE, TRANSLATED, LISTENING = OWN_PORTS["a"].first, 4000, OWN_PORTS["b"].first
 BULK = bytes(range(256)) * 8000
-
-
-@pytest.fixture(scope="session")
-def node_pins(pins: Path) -> dict[str, Path]:
-    """Each node has maps, and so programs, of its own."""
-    nodes = {"a": "host", "b": "host", "router": "router"}
-    for node, role in nodes.items():
-        loader.ensure_loaded("host" if role == "host" else "router", pins / node)
-    return {node: pins / node for node in nodes}
-
-
-@pytest.fixture(scope="module", params=["routed", "own"])
-def address(request: pytest.FixtureRequest) -> str:
-    """Whether the external address is routed to the router or is its own."""
-    return str(request.param)
-
-
-@pytest.fixture(scope="module", params=["offloads", "no offloads"])
-def network(request: pytest.FixtureRequest, address: str, node_pins: dict[str, Path]) -> Iterator[Network]:
-    built = Network(own=address == "own", offloads=request.param == "offloads")
-    try:
-        built.start(node_pins)
-        yield built
-    finally:
-        built.close()
 
 
 def seen_from(network: Network, node: str, port: int) -> set[tuple[str, int]]:
@@ -84,18 +54,8 @@ def test_tcp_carries_bulk_both_ways(network: Network, port: int, target: str) ->
         server.settimeout(5)
         assert sender in seen_from(network, "a", port)
         with server:
-            assert transfer(client, server) == BULK
-            assert transfer(server, client) == BULK
-
-
-def transfer(source: socket.socket, sink: socket.socket) -> bytes:
-    sending = threading.Thread(target=source.sendall, args=(BULK,))
-    sending.start()
-    received = b""
-    while len(received) < len(BULK):
-        received += sink.recv(1 << 20)
-    sending.join()
-    return received
+            network.transfer(client, server, BULK)
+            network.transfer(server, client, BULK)
 
 
 def test_the_outside_calls_a_host_at_its_combination_address(network: Network) -> None:
