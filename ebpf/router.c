@@ -45,14 +45,13 @@ static __always_inline int without_target(struct __sk_buff *skb, const struct fr
 }
 
 /* A first fragment that cannot simply go on. */
-static __always_inline int with_others(struct __sk_buff *skb, const struct packet *packet,
-				       const struct fragment_key *key, enum remembered remembered)
+static __always_inline int with_others(struct __sk_buff *skb, const struct fragment_key *key,
+				       enum remembered remembered)
 {
 	struct job *job = current_job();
 
 	if (remembered == REMEMBERED_NOT || !job)
 		return drop(DROP_FRAGMENT_OVERLAP);
-	job->packet = *packet;
 	job->key = *key;
 	return go_on(skb, STAGE_RELEASE);
 }
@@ -83,29 +82,43 @@ int router_wan(struct __sk_buff *skb)
 		return drop(DROP_SPOOFED);
 	if (!parse_ports(skb, &packet))
 		return drop(DROP_MALFORMED);
-	key = fragment_key(&packet);
-	if (packet.kind == KIND_FRAGMENT) {
+	if (RARELY(packet.kind == KIND_FRAGMENT)) {
+		key = fragment_key(&packet);
 		target = follow_fragment(&packet, &key);
 		if (target < 0)
 			return without_target(skb, &key, target);
 	} else {
 		target = owner_of(ports, packet.port_class, packet.destination_port);
-		remembered = remember_fragment(&packet, &key, target);
-		if (remembered != REMEMBERED)
-			return with_others(skb, &packet, &key, remembered);
+		if (RARELY(packet.more_fragments)) {
+			key = fragment_key(&packet);
+			remembered = remember_fragment(&packet, &key, target);
+			if (remembered != REMEMBERED)
+				return with_others(skb, &key, remembered);
+		}
 	}
 	if (target == TARGET_STACK)
 		return to_stack(&packet, address_flags(config, packet.destination));
 	return forward_to_host(skb, &packet, target, FROM_WAN, ROUTER_IN);
 }
 
-/* Where a packet from the LAN goes: a host's index, the stack, or the WAN. */
-static __always_inline __u16 lan_target(const struct packet *packet, __u32 flags,
+/* Hosts share their address, so the sender's link address belongs to the key. */
+static __always_inline struct fragment_key lan_fragment_key(struct __sk_buff *skb,
+							    const struct packet *packet)
+{
+	struct fragment_key key = fragment_key(packet);
+
+	bpf_skb_load_bytes(skb, ETH_ALEN, key.mac, sizeof(key.mac));
+	return key;
+}
+
+/* Where a packet from the LAN goes: a host's index, the stack, or the WAN. `ports` are those of its source.
+ */
+static __always_inline __u16 lan_target(const struct packet *packet, void *ports, __u32 flags,
 					const struct router_config *config)
 {
 	if (flags & ADDRESS_EXTERNAL) {
-		void *ports = owners_get(&packet->destination);
-
+		if (packet->destination != packet->source)
+			ports = owners_get(&packet->destination);
 		return ports ? owner_of(ports, packet->port_class, packet->destination_port) : TARGET_STACK;
 	}
 	if ((flags & ADDRESS_LOCAL) || (packet->destination & config->lan_mask) == config->lan_network ||
@@ -135,9 +148,8 @@ int router_lan(struct __sk_buff *skb)
 		return VERDICT_PASS;
 	if (!parse_ports(skb, &packet))
 		return drop(DROP_MALFORMED);
-	key = fragment_key(&packet);
-	bpf_skb_load_bytes(skb, ETH_ALEN, key.mac, sizeof(key.mac));
-	if (packet.kind == KIND_FRAGMENT) {
+	if (RARELY(packet.kind == KIND_FRAGMENT)) {
+		key = lan_fragment_key(skb, &packet);
 		target = follow_fragment(&packet, &key);
 		if (target < 0)
 			return without_target(skb, &key, target);
@@ -146,10 +158,13 @@ int router_lan(struct __sk_buff *skb)
 			report_offence(skb, &packet);
 			return drop(DROP_NOT_OWNER);
 		}
-		target = lan_target(&packet, flags, config);
-		remembered = remember_fragment(&packet, &key, target);
-		if (remembered != REMEMBERED)
-			return with_others(skb, &packet, &key, remembered);
+		target = lan_target(&packet, ports, flags, config);
+		if (RARELY(packet.more_fragments)) {
+			key = lan_fragment_key(skb, &packet);
+			remembered = remember_fragment(&packet, &key, target);
+			if (remembered != REMEMBERED)
+				return with_others(skb, &key, remembered);
+		}
 	}
 	if (target == TARGET_WAN)
 		return forward_to_wan(skb, &packet, config);
@@ -175,7 +190,7 @@ int router_loop(struct __sk_buff *skb)
 	if (!parse_ports(skb, &packet))
 		return drop(DROP_MALFORMED);
 	key = fragment_key(&packet);
-	if (packet.kind == KIND_FRAGMENT) {
+	if (RARELY(packet.kind == KIND_FRAGMENT)) {
 		target = follow_fragment(&packet, &key);
 		if (target < 0)
 			return drop(fragment_reason(target));

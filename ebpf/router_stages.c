@@ -2,6 +2,7 @@
  * translation unit; never attached. */
 #include <dnat/answers.h>
 #include <dnat/cut.h>
+#include <dnat/parse.h>
 #include <dnat/stages.h>
 #include <dnat/waiting.h>
 
@@ -20,33 +21,35 @@ int router_hold(struct __sk_buff *skb)
 /* A first fragment that others wait for. */
 int router_release(struct __sk_buff *skb)
 {
-	const struct job *job = current_job();
+	struct job *job = current_job();
 	struct fragment_key key;
 
-	if (!job)
+	if (!job || !parse_addresses(skb, &job->packet) || !parse_ports(skb, &job->packet))
 		return VERDICT_DROP;
 	key = job->key;
 	return release(skb, &job->packet, &key);
 }
 
-/* A packet that cannot go on. */
+/* A packet that cannot go on as it is. */
 int router_answer(struct __sk_buff *skb)
 {
-	const struct job *job = current_job();
+	struct job *job = current_job();
 
-	return job ? answer(skb, job) : VERDICT_DROP;
+	if (!job || !parse_addresses(skb, &job->packet) || !parse_ports(skb, &job->packet))
+		return VERDICT_DROP;
+	return answer_or_cut(skb, &job->packet, job);
 }
 
-/* A packet that does not fit the way out as it is. */
+/* A packet that does not fit the way out, but may go in pieces. */
 int router_cut(struct __sk_buff *skb)
 {
-	const struct job *job = current_job();
+	struct job *job = current_job();
 
-	if (!job)
+	if (!job || !parse_addresses(skb, &job->packet) || !parse_ports(skb, &job->packet))
 		return VERDICT_DROP;
 	if (!is_checksum_partial(skb, &job->packet))
 		return cut(skb, &job->packet, job->mtu);
 	/* The pieces would keep a note of a checksum that is in one of them only. */
-	count(DROP_TOO_BIG);
+	job->whole = true;
 	return go_on(skb, STAGE_ANSWER);
 }

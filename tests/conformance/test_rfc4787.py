@@ -349,7 +349,11 @@ def test_req_13a(narrow: Lab, phone: Node, native: bool) -> None:
     them; the router cannot cut a packet whose checksum a device is still to fill in, and answers it like one with DF.
     """
     words = random.randbytes(1400)
-    with checksums_complete(phone), phone.socket(DATAGRAM, local_port(native)) as inside, outsiders(narrow) as (one, *_):
+    with (
+        checksums_complete(phone),
+        phone.socket(DATAGRAM, local_port(native)) as inside,
+        outsiders(narrow) as (one, *_),
+    ):
         inside.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_DONT)
         seen(inside, one)
         with wire.frames(narrow["ext"]) as arriving:

@@ -44,6 +44,7 @@ def forget_mtus(lab: Lab) -> None:
 
 def _answers(lab: Lab, interface: str, octets: int) -> bool:
     """Whether a packet of one octet too many is refused on its way out of an interface."""
+    forget_mtus(lab)
     phone, ext = lab["phone1"], lab["ext"]
     port = phone.ports("ephemeral").first
     source, target = (lab.external, lab.ext) if interface == "wan" else (lab.ext, lab.external)

@@ -176,6 +176,19 @@ def test_no_private_source_leaves(router: Router) -> None:
     assert "packets 1 " in run(router.name, "nft", "list", "chain", "ip", "dnat-router", "leave")
 
 
+def test_no_foreign_source_leaves(router: Router) -> None:
+    """A device of the LAN with an address of somewhere else (RFC 2827)."""
+    router.ensure()
+    phone, ext = router.lab.namespace("phone1"), router.lab.namespace("ext")
+    run(router.name, "sysctl", "-qw", "net.ipv4.conf.lan.rp_filter=0", "net.ipv4.conf.all.rp_filter=0")
+    ip(phone, "addr add 192.0.2.66/32 dev lo")
+    with udp_socket(phone, "192.0.2.66") as inside, udp_socket(ext, port=9999) as outside:
+        inside.sendto(b"spoofed", ("203.0.113.2", 9999))
+        with pytest.raises(TimeoutError):
+            outside.recvfrom(100)
+    assert "packets 1 " in run(router.name, "nft", "list", "chain", "ip", "dnat-router", "forward")
+
+
 def test_pap_comes_from_the_lan_only(router: Router) -> None:
     router.ensure()
     ext, phone = router.lab.namespace("ext"), router.lab.namespace("phone1")

@@ -414,7 +414,7 @@ PACKET_SIZE = 36
 """Octets of ``struct packet``, which user space never reads."""
 SCRATCH_SIZE = PACKET_SIZE + 4
 """Octets of ``struct draw``, likewise."""
-JOB_SIZE = PACKET_SIZE + 32
+JOB_SIZE = PACKET_SIZE + 24
 """Octets of ``struct job``, likewise."""
 CUTTING_SIZE = 2 * 9216
 """Octets of ``struct cutting``, likewise."""

@@ -65,6 +65,7 @@ def router_table(
         _chain("leave", "filter", "postrouting", _AFTER_SRCNAT),
         *(rule for chain in ("notrack-in", "notrack-out") for one in shared for rule in _notrack(chain, one)),
         *_pap_from_lan(lan),
+        _no_foreign_source(lan, wan),
         *_masquerade(wan, own, legitimate, own_ports),
         *_no_private_source(wan, legitimate),
     ]
@@ -155,6 +156,13 @@ def _masquerade(
         rules.append(_rule("masquerade-lan", comment, leaving, private, ported, into))
     rules.append(_rule("masquerade-lan", comment, leaving, private, {"masquerade": None}))
     return rules
+
+
+def _no_foreign_source(lan: str, wan: str) -> Json:
+    """RFC 2827: what the LAN sends out has a source that is reached by the LAN."""
+    ways = (_is(_meta("iifname"), lan), _is(_meta("oifname"), wan))
+    elsewhere = _is({"fib": {"result": "oif", "flags": ["saddr", "iif"]}}, False)
+    return _rule("forward", "no foreign source leaves", *ways, elsewhere, {"counter": None}, {"drop": None})
 
 
 def _no_private_source(wan: str, legitimate: Sequence[IPv4Address]) -> list[Json]:

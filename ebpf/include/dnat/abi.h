@@ -260,7 +260,7 @@ struct offence_budget {
 enum stage {
 	STAGE_HOLD = 0,    /* keep a fragment that came ahead of its first one */
 	STAGE_RELEASE = 1, /* the first one is here: let the others go */
-	STAGE_ANSWER = 2,  /* an ICMP error back to the sender */
+	STAGE_ANSWER = 2,  /* cannot go on as it is: an ICMP error back to the sender, or STAGE_CUT */
 	STAGE_CUT = 3,     /* fragment a packet that is too big for the way out */
 };
 #define STAGES 4

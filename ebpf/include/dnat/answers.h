@@ -12,7 +12,6 @@
 #include <dnat/budget.h>
 #include <dnat/counters.h>
 #include <dnat/cut.h>
-#include <dnat/forward.h>
 #include <dnat/helpers.h>
 #include <dnat/map.h>
 #include <dnat/order.h>
@@ -38,6 +37,16 @@ struct answer {
 /* RFC 1812, section 4.3.2.5: internetwork control. */
 #define ANSWER_TOS 0xc0
 #define ANSWER_TTL 64
+#define IPV4_DONT_FRAGMENT 0x4000
+
+/* The way back to the sender, and what is said. */
+struct reply {
+	__u32 ifindex;
+	__be32 next_hop; /* 0: by the routing table */
+	__be32 source;
+	__u32 error; /* enum error_kind */
+	__u16 mtu;
+};
 
 static __always_inline __u16 fold(__u64 sum)
 {
@@ -90,8 +99,8 @@ static __always_inline bool sum_partial(struct __sk_buff *skb, const struct pack
 	return true;
 }
 
-static __always_inline void fill_answer(struct answer *answer, const struct job *job, __be32 source,
-					__u32 quoted, __u64 sum)
+static __always_inline void fill_answer(struct answer *answer, const struct packet *packet,
+					const struct reply *reply, __u32 quoted, __u64 sum)
 {
 	__u64 header;
 
@@ -103,52 +112,90 @@ static __always_inline void fill_answer(struct answer *answer, const struct job 
 	answer->ip.frag_off = TO_BE16(IPV4_DONT_FRAGMENT);
 	answer->ip.ttl = ANSWER_TTL;
 	answer->ip.protocol = IPPROTO_ICMP;
-	answer->ip.saddr = source;
-	answer->ip.daddr = job->packet.source;
+	answer->ip.saddr = reply->source;
+	answer->ip.daddr = packet->source;
 	answer->ip.check = ~fold(bpf_csum_diff((void *)0, 0, (void *)&answer->ip, sizeof(answer->ip), 0));
-	if (job->error == ERROR_TIME_EXCEEDED) {
+	if (reply->error == ERROR_TIME_EXCEEDED) {
 		answer->icmp.type = ICMP_TIME_EXCEEDED;
 		answer->icmp.code = ICMP_EXC_TTL;
 	} else {
 		answer->icmp.type = ICMP_DEST_UNREACH;
 		answer->icmp.code = ICMP_FRAG_NEEDED;
-		answer->icmp.un.frag.mtu = TO_BE16(job->mtu);
+		answer->icmp.un.frag.mtu = TO_BE16(reply->mtu);
 	}
 	header = bpf_csum_diff((void *)0, 0, (void *)&answer->icmp, sizeof(answer->icmp), 0);
 	answer->icmp.checksum = ~fold(header + sum);
 }
 
-/* Hosts know the router by its LAN address, the outside by its WAN address. */
-static __always_inline __be32 answer_source(const struct router_config *config, const struct job *job)
+/* Hosts know the router by its LAN address, the outside by its WAN address. A sender on the LAN that holds no
+ * port of the address it uses is a plain device. */
+static __always_inline void find_way_back(struct reply *reply, const struct packet *packet, enum side side,
+					  const struct router_config *config)
 {
-	if (job->back_next_hop)
-		return config->lan_address;
-	return config->wan_address ? config->wan_address : job->packet.destination;
+	const struct host *host;
+	void *ports;
+
+	if (side == FROM_WAN) {
+		reply->ifindex = config->wan_ifindex;
+		reply->next_hop = 0;
+		reply->source = config->wan_address ? config->wan_address : packet->destination;
+		return;
+	}
+	reply->ifindex = config->lan_ifindex;
+	reply->next_hop = packet->source;
+	reply->source = config->lan_address;
+	ports = owners_get(&packet->source);
+	if (!ports)
+		return;
+	host = host_at(owner_of(ports, packet->port_class, packet->source_port));
+	if (host)
+		reply->next_hop = host->address;
 }
 
 /* Turns the packet into an ICMP error about itself, and sends it back. */
-static __always_inline int answer(struct __sk_buff *skb, const struct job *job)
+static __always_inline int answer(struct __sk_buff *skb, const struct packet *packet,
+				  const struct reply *reply)
 {
-	const struct router_config *config = router_config();
-	__u32 quoted = job->packet.l4 - ETH_HLEN + job->packet.payload;
-	__u32 kind = job->error & (ERROR_KINDS - 1);
+	__u32 quoted = packet->l4 - ETH_HLEN + packet->payload;
+	__u32 kind = reply->error & (ERROR_KINDS - 1);
 	struct answer answer = {};
 	__u64 sum;
 
-	if (!config || !may_answer(&job->packet) || !spend(error_budget_get(&kind), ERRORS_PER_SECOND))
+	if (!may_answer(packet) || !spend(error_budget_get(&kind), ERRORS_PER_SECOND))
 		return drop(ROUTER_ERROR_UNSENT);
 	if (quoted > QUOTE_MAX)
 		quoted = QUOTE_MAX;
 	if (!sum_quote(skb, quoted, &sum) ||
-	    (is_checksum_partial(skb, &job->packet) && !sum_partial(skb, &job->packet, &sum)))
+	    (is_checksum_partial(skb, packet) && !sum_partial(skb, packet, &sum)))
 		return drop(ROUTER_ERROR_UNSENT);
-	fill_answer(&answer, job, answer_source(config, job), quoted, sum);
+	fill_answer(&answer, packet, reply, quoted, sum);
 	if (bpf_skb_change_tail(skb, ETH_HLEN + quoted, 0) ||
 	    bpf_skb_adjust_room(skb, sizeof(answer), BPF_ADJ_ROOM_MAC, 0) ||
 	    bpf_skb_store_bytes(skb, ETH_HLEN, &answer, sizeof(answer), BPF_F_RECOMPUTE_CSUM))
 		return drop(ROUTER_ERROR_UNSENT);
 	count(kind == ERROR_TIME_EXCEEDED ? ROUTER_TIME_EXCEEDED : ROUTER_FRAGMENTATION_NEEDED);
-	if (job->back_next_hop)
-		return send_to(job->back_ifindex, job->back_next_hop);
-	return send_by_route(job->back_ifindex);
+	if (reply->next_hop)
+		return send_to(reply->ifindex, reply->next_hop);
+	return send_by_route(reply->ifindex);
+}
+
+/* A packet of several segments cannot be cut here, so its sender is told, whether it allowed fragments or
+ * not. */
+static __always_inline int answer_or_cut(struct __sk_buff *skb, const struct packet *packet,
+					 const struct job *job)
+{
+	const struct router_config *config = router_config();
+	struct iphdr *ip = packet_start(skb) + ETH_HLEN;
+	struct reply reply = {.error = ERROR_TIME_EXCEEDED, .mtu = job->mtu};
+
+	if (!config || (void *)(ip + 1) > packet_end(skb))
+		return drop(DROP_MALFORMED);
+	if (ip->ttl > 1) {
+		reply.error = ERROR_FRAGMENTATION_NEEDED;
+		if (!(ip->frag_off & TO_BE16(IPV4_DONT_FRAGMENT)) && !skb->gso_size && !job->whole)
+			return go_on(skb, STAGE_CUT);
+	}
+	count(reply.error == ERROR_TIME_EXCEEDED ? DROP_TTL_EXPIRED : DROP_TOO_BIG);
+	find_way_back(&reply, packet, job->side, config);
+	return answer(skb, packet, &reply);
 }

@@ -1,4 +1,4 @@
-/* The router's one change to a packet, its ways out, and what becomes of a packet that cannot take them. */
+/* The router's one change to a packet, its ways out. */
 #pragma once
 
 #include <linux/if_ether.h>
@@ -12,13 +12,8 @@
 #include <dnat/parse.h>
 #include <dnat/stages.h>
 
-#define IPV4_DONT_FRAGMENT 0x4000
-
 /* SCTP's segments have sizes of their own (GSO_BY_FRAGS); their sender made them fit its path. */
 #define SEGMENTS_UNEQUAL 0xffff
-
-/* The way back to the sender. */
-enum side { FROM_WAN, FROM_LAN };
 
 /* RFC 1812, section 5.3.1; false: the packet's time is over. The checksum moves by one in the TTL's octet
  * (RFC 1141). */
@@ -56,49 +51,16 @@ static __always_inline bool fits(struct __sk_buff *skb, const struct packet *pac
 	return __builtin_expect(!mtu || skb->len <= ETH_HLEN + mtu, 1) || segments_fit(skb, packet, mtu);
 }
 
-/* A sender that holds no port of the address it uses is a plain device of the LAN. */
-static __always_inline void note_way_back(struct job *job, enum side side, const struct router_config *config)
+/* Its time is over, or it is too big: STAGE_ANSWER finds out. */
+static __always_inline int refuse(struct __sk_buff *skb, enum side side, __u32 mtu)
 {
-	void *ports = owners_get(&job->packet.source);
-	const struct host *host;
-
-	if (side == FROM_WAN) {
-		job->back_ifindex = config->wan_ifindex;
-		job->back_next_hop = 0;
-		return;
-	}
-	job->back_ifindex = config->lan_ifindex;
-	job->back_next_hop = job->packet.source;
-	if (!ports)
-		return;
-	host = host_at(owner_of(ports, job->packet.port_class, job->packet.source_port));
-	if (host)
-		job->back_next_hop = host->address;
-}
-
-/* An ICMP error to the sender, or pieces that fit. A packet of several segments cannot be cut here, so its
- * sender is told, whether it allowed fragments or not. */
-static __always_inline int refuse(struct __sk_buff *skb, const struct packet *packet, enum side side,
-				  __u32 mtu)
-{
-	struct iphdr *ip = packet_start(skb) + ETH_HLEN;
-	const struct router_config *config = router_config();
 	struct job *job = current_job();
 
-	if (!job || !config || (void *)(ip + 1) > packet_end(skb))
-		return drop(DROP_MALFORMED);
-	job->packet = *packet;
+	if (!job)
+		return VERDICT_DROP;
 	job->mtu = mtu;
-	note_way_back(job, side, config);
-	if (ip->ttl <= 1) {
-		job->error = ERROR_TIME_EXCEEDED;
-		count(DROP_TTL_EXPIRED);
-		return go_on(skb, STAGE_ANSWER);
-	}
-	job->error = ERROR_FRAGMENTATION_NEEDED;
-	if (!(ip->frag_off & TO_BE16(IPV4_DONT_FRAGMENT)) && !skb->gso_size)
-		return go_on(skb, STAGE_CUT);
-	count(DROP_TOO_BIG);
+	job->side = side;
+	job->whole = false;
 	return go_on(skb, STAGE_ANSWER);
 }
 
@@ -121,7 +83,7 @@ static __always_inline int forward_to_host(struct __sk_buff *skb, const struct p
 	if (!host || !host->address)
 		return drop(DROP_NO_OWNER);
 	if (!fits(skb, packet, host->mtu) || !decrease_ttl(skb))
-		return refuse(skb, packet, side, host->mtu);
+		return refuse(skb, side, host->mtu);
 	count(counter);
 	return send_to(host->ifindex, host->address);
 }
@@ -130,7 +92,7 @@ static __always_inline int forward_to_wan(struct __sk_buff *skb, const struct pa
 					  const struct router_config *config)
 {
 	if (!fits(skb, packet, config->wan_mtu) || !decrease_ttl(skb))
-		return refuse(skb, packet, FROM_LAN, config->wan_mtu);
+		return refuse(skb, FROM_LAN, config->wan_mtu);
 	count(ROUTER_OUT);
 	return send_by_route(config->wan_ifindex);
 }

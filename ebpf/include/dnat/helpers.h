@@ -13,6 +13,9 @@
 
 #define ADDRESS_FAMILY_IPV4 2
 
+/* Keeps what is rare out of the way of what is common. */
+#define RARELY(condition) __builtin_expect(!!(condition), 0)
+
 /* Whether the number lies between two others. The compiler must not fold the two comparisons into one that
  * the verifier does not understand, nor go on with another copy of the number. */
 #define WITHIN(number, least, most)                      \

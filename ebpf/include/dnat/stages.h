@@ -13,14 +13,18 @@
 #include <dnat/map.h>
 #include <dnat/packet.h>
 
+/* Where a packet came from. */
+enum side { FROM_WAN, FROM_LAN };
+
 struct job {
+	struct fragment_key key; /* STAGE_HOLD, STAGE_RELEASE */
+	__u16 mtu;               /* the others: of the way out, octets */
+	__u8 side;               /* enum side */
+	__u8 whole;              /* must not be cut */
+
+	/* Parsed again by the stage: that costs the rare packet less than it would cost all others to
+	 * remember. Here and not on the stack, so that the verifier does not follow every protocol apart. */
 	struct packet packet;
-	struct fragment_key key;
-	__u32 back_ifindex;   /* STAGE_ANSWER: the way to the sender */
-	__be32 back_next_hop; /* 0: by the routing table */
-	__u16 mtu;            /* STAGE_ANSWER, STAGE_CUT: of the way out, octets */
-	__u8 error;           /* enum error_kind */
-	__u8 zero;
 };
 
 MAP_SHAPE(stages, PROG_ARRAY, sizeof(__u32), sizeof(__u32), STAGES);
