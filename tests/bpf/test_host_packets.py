@@ -36,6 +36,8 @@ def udplite(sport: int, dport: int, checksum: int) -> IP:
     return ether(IP(src=EXTERNAL, dst=REMOTE, proto=136, flags="DF") / Raw(octets + b"words"))
 
 
+COMES_OUT_ZERO = 0xFFFF - (30002 - 4000)
+"""A checksum that is zero once 30002 has become 4000."""
 REFUSED = (REDIRECT, "drop_not_translatable")
 
 
@@ -196,6 +198,13 @@ OUT = [
         bindings={(UDP_, 4000): 30002},
     ),
     Case(
+        "an error about a packet that was not for us, with a binding of port 0",
+        error(udp(9, 53, src=REMOTE, dst=HOST_A), src=EXTERNAL, dst=REMOTE),
+        DROP,
+        "drop_error_unbound",
+        bindings={(UDP_, 0): 30002},
+    ),
+    Case(
         "a UDP header cut short",
         ether(IP(src=EXTERNAL, dst=REMOTE, proto=17) / Raw(b"\x4e\x20\x00\x07")),
         DROP,
@@ -302,6 +311,22 @@ IN = [
         PASS,
         "host_in_translated",
         leaves=error(udp(4000, 53, chksum=0), src=REMOTE, dst=EXTERNAL),
+        bindings={(UDP_, 4000): 30002},
+    ),
+    Case(
+        "a UDP checksum that comes out as zero is written as its other zero",
+        udp(53, 30002, src=REMOTE, dst=EXTERNAL, chksum=COMES_OUT_ZERO),
+        PASS,
+        "host_in_translated",
+        leaves=udp(53, 4000, src=REMOTE, dst=EXTERNAL, chksum=0xFFFF),
+        bindings={(UDP_, 4000): 30002},
+    ),
+    Case(
+        "a quoted UDP checksum, too",
+        error(udp(30002, 53, chksum=COMES_OUT_ZERO), src=REMOTE, dst=EXTERNAL),
+        PASS,
+        "host_in_translated",
+        leaves=error(udp(4000, 53, chksum=0xFFFF), src=REMOTE, dst=EXTERNAL),
         bindings={(UDP_, 4000): 30002},
     ),
     Case(

@@ -50,7 +50,6 @@ def test_a_new_binding_lets_in_whom_its_first_packet_went_to(host: HostBench) ->
 
 
 def test_errors_come_from_routers_on_the_way_and_pass(filtering: HostBench) -> None:
-    """RFC 5508, REQ-4: not filtered by their source."""
     sent = error(udp(30002, 53), src=STRANGER, dst=EXTERNAL, kind=11)
     assert filtering.run("host_in", sent).counted == {"host_in_translated": 1}
 

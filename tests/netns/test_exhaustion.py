@@ -27,7 +27,11 @@ def blocks(phone: Node) -> list[int]:
 
 def speak(sock: socket.socket, lab: Lab) -> None:
     sock.sendto(b"?", (lab.ext, ECHO))
-    assert sock.recv(10) == b"?"
+    try:
+        assert sock.recv(10) == b"?"
+    except TimeoutError:
+        shown = {name: lab[name].call("show")["counters"] for name in ("phone1", "router")}
+        pytest.fail(f"no answer to {sock.getsockname()}: {shown}")
 
 
 def await_a_free_port(phone: Node) -> None:

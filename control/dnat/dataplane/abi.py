@@ -266,6 +266,8 @@ class Binding(ctypes.Structure):
         ("port", ctypes.c_uint16),
         ("state", ctypes.c_uint8),
         ("flags", ctypes.c_uint8),
+        ("seen_tick", ctypes.c_uint32),
+        ("zero", ctypes.c_uint32),
     )
 
 

@@ -219,12 +219,9 @@ class HostPlane(Plane):
 
     def free_ports(self) -> dict[abi.PortClass, int]:
         """Ports of the pool without a binding, by class, as of the last sweep or better."""
-        config = self._config()
-        free = {}
-        for port_class in list(abi.PortClass)[: abi.TRANSLATED_CLASSES]:
-            usage = abi.PoolUsage.from_buffer_copy(self._maps["usage"].get(index_key(port_class)) or b"")
-            free[port_class] = max(0, config.pool_ports[port_class] - usage.bound)
-        return free
+        total = self._config().pool_ports
+        bound = [usage.bound for usage in self._usage()]
+        return {abi.PortClass(each): max(0, total[each] - bound[each]) for each in range(abi.TRANSLATED_CLASSES)}
 
     def fileno(self) -> int:
         """Readable when there is a PoolEvent to drain."""
@@ -307,6 +304,7 @@ class HostPlane(Plane):
 
     def _settle_usage(self) -> None:
         """Set right what the programs know of free ports; they err for a moment where CPUs race."""
+        before = self._usage()
         bits: dict[int, int] = {}
         for key, _ in self._maps["bindings_in"].items():
             unique = abi.PortKey.from_buffer_copy(key)
@@ -321,10 +319,14 @@ class HostPlane(Plane):
             for port_class in range(abi.TRANSLATED_CLASSES if right & pool else 0):
                 counts[port_class] += (right & pool & _of_class(port_class)).bit_count()
         self._maps["ports"].put_many(wrong)
-        for port_class, count in enumerate(counts):
-            usage = abi.PoolUsage.from_buffer_copy(self._maps["usage"].get(index_key(port_class)) or b"")
-            usage.bound = count
+        for port_class, usage in enumerate(self._usage()):
+            # Programs went on counting meanwhile. To count a binding twice is the safe side.
+            usage.bound = counts[port_class] + usage.bound - before[port_class].bound
             self._maps["usage"].put(index_key(port_class), bytes(usage))
+
+    def _usage(self) -> list[abi.PoolUsage]:
+        values = (self._maps["usage"].get(index_key(each)) or b"" for each in range(abi.TRANSLATED_CLASSES))
+        return [abi.PoolUsage.from_buffer_copy(value) for value in values]
 
     def _is_bound(self, local: bytes, port: int) -> bool:
         value = self._maps["bindings_out"].get(local)

@@ -155,6 +155,8 @@ struct binding {
 	__u16 port;         /* locally unique */
 	__u8 state;         /* enum tcp_state */
 	__u8 flags;         /* enum binding_flag */
+	__u32 seen_tick;    /* low half of the kernel's tick count when seen_ns was set */
+	__u32 zero;
 };
 
 enum binding_flag {

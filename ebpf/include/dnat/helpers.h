@@ -45,6 +45,9 @@ struct next_hop {
 static long (*redirect_to_neighbour)(__u32 ifindex, struct next_hop *hop, int size,
 				     __u64 flags) = (void *)152;
 
+/* Ticks since boot, milliseconds long; one load where the JIT knows it, ten times quicker than a clock. */
+static __u64 (*ticks)(void) = (void *)118;
+
 static __always_inline int send_to(__u32 ifindex, __be32 address)
 {
 	struct next_hop hop = {.family = ADDRESS_FAMILY_IPV4, .ipv4 = address};

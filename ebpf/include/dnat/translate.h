@@ -4,6 +4,7 @@
 #include <dnat/abi.h>
 #include <dnat/bindings.h>
 #include <dnat/counters.h>
+#include <dnat/helpers.h>
 #include <dnat/packet.h>
 #include <dnat/peers.h>
 #include <dnat/pool.h>
@@ -125,16 +126,27 @@ static __always_inline struct drawn draw_port(struct __sk_buff *skb, struct draw
 	return drawn;
 }
 
+/* At most one packet in each tick reads the clock and writes. */
 static __always_inline void refresh(const struct host_config *config, struct binding *binding,
 				    const struct packet *packet)
 {
-	__u64 now = bpf_ktime_get_ns();
+	__u32 tick = ticks();
 
-	binding->seen_ns = now;
+	if (binding->seen_tick != tick) {
+		binding->seen_tick = tick;
+		binding->seen_ns = bpf_ktime_get_ns();
+	}
 	if (packet->port_class == CLASS_TCP)
 		set_tcp_state(config, binding, tcp_after_sending(binding->state, packet->tcp_flags));
 	if (config->flags & HOST_FILTERS_BY_ADDRESS)
-		note_peer(packet, binding->port, now);
+		note_peer(packet, binding->port, bpf_ktime_get_ns());
+}
+
+/* Port 0 of an error says that the packet it quotes is none of ours; of a packet, it is a number like others.
+ */
+static __always_inline bool quotes_another(const struct packet *packet, __u16 port)
+{
+	return packet->kind == KIND_ERROR && !port;
 }
 
 /* The locally unique port for an outbound packet. An ICMP error neither makes nor refreshes a binding (RFC
@@ -143,11 +155,14 @@ static __always_inline struct drawn unique_port(struct __sk_buff *skb, struct pa
 						const struct host_config *config)
 {
 	struct port_key local = port_key(packet->port_class, packet->source_port);
-	struct binding *binding = bindings_out_get(&local);
 	struct drawn drawn = {.port = 0, .reason = DROP_ERROR_UNBOUND};
+	struct binding *binding;
 	struct draw *draw;
 	__u64 now;
 
+	if (quotes_another(packet, packet->source_port))
+		return drawn;
+	binding = bindings_out_get(&local);
 	if (binding) {
 		drawn.port = binding->port;
 		if (packet->kind != KIND_ERROR)
@@ -171,7 +186,7 @@ static __always_inline struct drawn unique_port(struct __sk_buff *skb, struct pa
 enum inbound { INBOUND_NATIVE, INBOUND_TRANSLATED, INBOUND_UNBOUND, INBOUND_FILTERED };
 
 /* What else an inbound packet does to its binding; false: it must not pass. An error speaks for a router on
- * the way, and changes nothing (RFC 5508, REQ-3 to REQ-6). */
+ * the way, and changes nothing (RFC 5508, REQ-6). */
 static __always_inline bool admit(const struct host_config *config, const struct packet *packet,
 				  const struct inward *inward)
 {
@@ -200,11 +215,14 @@ static __always_inline enum inbound local_port(const struct host_config *config,
 					       __u16 *port)
 {
 	struct port_key unique = port_key(packet->port_class, packet->destination_port);
-	const struct inward *inward = bindings_in_get(&unique);
+	const struct inward *inward;
 
+	/* A look-up in an array spares most packets the one in a hash. */
+	if (is_native(unique.port_class, unique.port) || quotes_another(packet, unique.port))
+		return INBOUND_NATIVE;
+	inward = bindings_in_get(&unique);
 	if (!inward)
-		return is_in_pool(packet->port_class, packet->destination_port) ? INBOUND_UNBOUND
-										: INBOUND_NATIVE;
+		return is_in_pool(unique.port_class, unique.port) ? INBOUND_UNBOUND : INBOUND_NATIVE;
 	*port = inward->port;
 	return admit(config, packet, inward) ? INBOUND_TRANSLATED : INBOUND_FILTERED;
 }
