@@ -363,7 +363,7 @@ def test_req_10e(lab: Lab, phone: Node) -> None:
 
 
 LIMIT = 1000
-"""Errors of a kind a second."""
+"""Errors of a kind a second; earlier ones count."""
 
 
 def test_req_10f(lab: Lab, phone: Node) -> None:
@@ -381,7 +381,7 @@ def test_req_10f(lab: Lab, phone: Node) -> None:
         eventually(lambda: counted()["drop_ttl_expired"] == 4000, "all are dropped")
     found = counted()
     assert found["router_time_exceeded"] + found["router_error_unsent"] == 4000
-    assert LIMIT <= found["router_time_exceeded"] < 4000
+    assert LIMIT - 50 <= found["router_time_exceeded"] < 4000
 
 
 def test_req_11(lab: Lab, phone: Node) -> None:
