@@ -6,10 +6,10 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
 LINK := /usr/local/bin/dnatctl
 
-.PHONY: help setup demo test unit bpf netns bench bench-short lint format docs clean
+.PHONY: help setup demo test unit bpf netns conformance bench bench-short lint format docs clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## install packages, make the virtual environment, put dnatctl on the PATH (root)
 
@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml scripts/setup.sh
 demo: setup ## two phones behind one address make real calls (root)
 	@$(VENV)/bin/dnatctl lab demo
 
-test: setup lint unit bpf netns ## every test layer (root)
+test: setup lint unit bpf netns conformance ## every test layer (root)
 
 unit: setup ## protocol, allocator, configuration: no root, seconds
 	@$(PY) -m pytest tests/unit
@@ -30,6 +30,9 @@ bpf: setup ## packets through the programs in the kernel, by BPF_PROG_TEST_RUN (
 
 netns: setup ## real daemons and real traffic in network namespaces (root)
 	@$(PY) -m pytest tests/netns
+
+conformance: setup ## every requirement of the NAT documents, on the wire; writes docs/conformance.md (root)
+	@$(PY) -m pytest tests/conformance
 
 bench: setup ## measure beside other routers: tables, JSON and pictures in bench-output (root, 15 min)
 	@$(PY) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore -e '.[bench]'

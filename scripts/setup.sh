@@ -4,7 +4,7 @@
 set -euo pipefail
 
 packages=(python3-venv python3-bpfcc python3-nftables linux-libc-dev iproute2 nftables)
-lab_packages=(baresip-core tcpdump iputils-ping curl ethtool)
+lab_packages=(baresip-core tcpdump iputils-ping curl ethtool coturn)
 
 say() { printf '\033[1m==>\033[0m %s\n' "$*"; }
 

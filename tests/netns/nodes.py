@@ -153,9 +153,9 @@ class Node(Machine):
 class Lab:
     """A lab that is up."""
 
-    def __init__(self, topology: Topology, untouched: dict[str, dict[str, str]]) -> None:
+    def __init__(self, topology: Topology, untouched: dict[str, dict[str, str]] | None = None) -> None:
         self.topology = topology
-        self.untouched = untouched
+        self.untouched = untouched or {}
         """Snapshot of every node before its first ``up``."""
         self.external = str(topology.external)
         self.ext = str(EXT)
