@@ -12,12 +12,15 @@ from dnat import __version__
 from dnat.errors import DnatError
 
 _COMMANDS = {
+    "init": ("dnat.cli.init", "init"),
+    "doctor": ("dnat.cli.doctor", "doctor"),
     "up": ("dnat.cli.lifecycle", "up"),
     "down": ("dnat.cli.lifecycle", "down"),
     "status": ("dnat.cli.lifecycle", "status"),
     "show": ("dnat.cli.show", "show"),
     "request": ("dnat.cli.ports", "request"),
     "release": ("dnat.cli.ports", "release"),
+    "ping": ("dnat.cli.ping", "ping"),
     "capture": ("dnat.cli.capture", "capture"),
     "lab": ("dnat.cli.lab", "lab"),
 }

@@ -42,9 +42,7 @@ def up(path: Path | None, foreground: bool) -> None:
         click.echo(f"already up: {summary}")
         return
     if foreground:
-        from dnat.daemon.main import run
-
-        sys.exit(run(config))
+        sys.exit(_stay(instance, config))
     click.echo(f"up: {_start(instance, path)}")
 
 
@@ -129,6 +127,19 @@ def _start(instance: Instance, path: Path | None) -> str:
         tear_down(instance, keep_log=True)
     kind = getattr(errors, word["kind"], DnatError)
     raise kind(word["message"])
+
+
+def _stay(instance: Instance, config: configuration.Config) -> int:
+    """Be the daemon until told to stop; a first start that fails leaves nothing behind."""
+    from dnat.daemon.main import run
+
+    fresh = not instance.journal.exists()
+    code = run(config)
+    if code != 0 and fresh:
+        from dnat.teardown import tear_down
+
+        tear_down(instance, keep_log=True)
+    return code
 
 
 def _last_words(instance: Instance) -> str:
