@@ -9,6 +9,7 @@ import sys
 import click
 
 from dnat import __version__
+from dnat.cli.console import coloured
 from dnat.errors import DnatError
 
 _COMMANDS = {
@@ -74,6 +75,6 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    click.secho("dnatctl: ", fg="red", bold=True, nl=False, err=True)
+    click.secho("dnatctl: ", fg="red", bold=True, nl=False, err=True, color=coloured(sys.stderr))
     click.echo(message, err=True)
     sys.exit(code)

@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from dnat.cli.console import coloured
 from dnat.instance import Instance
 
 _MARKS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "red")}
@@ -30,7 +31,8 @@ def doctor(output: str) -> None:
         findings.append(finding)
         if output == "table":
             mark, colour = _MARKS[finding.level]
-            click.echo(f"{click.style(mark, fg=colour)} {finding.check:<13} {finding.text}")
+            click.secho(mark, fg=colour, nl=False, color=coloured(sys.stdout))
+            click.echo(f" {finding.check:<13} {finding.text}")
             if finding.advice:
                 click.echo(f"  {'':<13} → {finding.advice}")
     failed = any(finding.level == "fail" for finding in findings)
