@@ -53,11 +53,13 @@ def firewalls(patient: Patient) -> Iterator[Finding]:
 
 
 def containers(patient: Patient) -> Iterator[Finding]:
-    """Containers behind a bridge of this host are masqueraded by their runtime, then translated by dnat."""
+    """Containers behind a bridge of this host are masqueraded by their runtime, and then by the router."""
     names = sorted(_running() & {"dockerd", "containerd", "podman", "libvirtd", "virtqemud"})
     if names and patient.is_host:
         yield Finding(
-            "containers", "ok", f"{', '.join(names)}: traffic of containers and machines is translated like any other"
+            "containers",
+            "ok",
+            f"{', '.join(names)}: their containers leave by the router's masquerading",
         )
     elif names:
         yield Finding("containers", "ok", ", ".join(names))
