@@ -5,11 +5,12 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
 LINK := /usr/local/bin/dnatctl
+PREFIX := /usr/local
 
-.PHONY: help setup demo test unit bpf netns conformance bench bench-short lint format docs clean
+.PHONY: help setup demo test unit bpf netns conformance packaging bench bench-short lint format reference install uninstall deb install-test clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## install packages, make the virtual environment, put dnatctl on the PATH (root)
 
@@ -20,7 +21,7 @@ $(STAMP): pyproject.toml scripts/setup.sh
 demo: setup ## two phones behind one address make real calls (root)
 	@$(VENV)/bin/dnatctl lab demo
 
-test: setup lint unit bpf netns conformance ## every test layer (root)
+test: setup lint unit bpf netns conformance packaging ## every test layer (root)
 
 unit: setup ## protocol, allocator, configuration: no root, seconds
 	@$(PY) -m pytest tests/unit
@@ -42,15 +43,33 @@ bench-short: setup ## the same with few rounds, to see that it works (root, 90 s
 	@$(PY) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore -e '.[bench]'
 	@PYTHONPATH=tests/bench:tests/bpf $(PY) -m dnatbench --short
 
+packaging: setup ## wheel, systemd units, manual pages
+	@$(PY) -m pytest tests/install --ignore tests/install/test_clean_root.py
+
+install-test: setup ## the Debian package on clean Debian roots (root, a few minutes)
+	@$(PY) -m pytest tests/install/test_clean_root.py
+
+install: ## into PREFIX, by default /usr/local (root)
+	@PYTHON=$(PYTHON) PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) packaging/install.sh
+
+uninstall: ## remove it again; PURGE=1: configuration and leases, too (root)
+	@PREFIX=$(PREFIX) PURGE=$(PURGE) packaging/uninstall.sh
+
+deb: ## build the Debian package in dist/
+	@PYTHON=$(PYTHON) packaging/deb.sh
+
+reference: setup ## write docs/reference.md from the code
+	@$(PY) packaging/documents.py reference > docs/reference.md
+
 lint: setup ## ruff, mypy, clang-format
-	@$(VENV)/bin/ruff check control tests setup.py
-	@$(VENV)/bin/ruff format --check control tests setup.py
+	@$(VENV)/bin/ruff check control tests packaging setup.py
+	@$(VENV)/bin/ruff format --check control tests packaging setup.py
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/clang-format --dry-run -Werror ebpf/*.c ebpf/include/dnat/*.h
 
 format: setup ## put the sources into the one format
-	@$(VENV)/bin/ruff check --fix control tests setup.py
-	@$(VENV)/bin/ruff format control tests setup.py
+	@$(VENV)/bin/ruff check --fix control tests packaging setup.py
+	@$(VENV)/bin/ruff format control tests packaging setup.py
 	@$(VENV)/bin/clang-format -i ebpf/*.c ebpf/include/dnat/*.h
 
 clean: ## remove what setup and the tools made here

@@ -4,7 +4,7 @@
 set -euo pipefail
 
 packages=(python3-venv python3-bpfcc python3-nftables linux-libc-dev iproute2 nftables)
-lab_packages=(baresip-core tcpdump iputils-ping curl ethtool coturn)
+lab_packages=(baresip-core tcpdump iputils-ping curl ethtool coturn man-db systemd)
 
 say() { printf '\033[1m==>\033[0m %s\n' "$*"; }
 
@@ -30,7 +30,8 @@ say "installing the Python packages"
 "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --root-user-action=ignore -e '.[dev]'
 
 target=$(readlink -f "$VENV")/bin/dnatctl
-if [ "$(id -u)" -eq 0 ] && { [ ! -e "$LINK" ] || [ -L "$LINK" ]; }; then
+# An installed dnatctl (`make install`) keeps its place.
+if [ "$(id -u)" -eq 0 ] && { [ ! -e "$LINK" ] || [[ "$(readlink "$LINK")" == */"$VENV"/bin/dnatctl ]]; }; then
     ln -sfn "$target" "$LINK"
     say "dnatctl is $LINK"
 fi

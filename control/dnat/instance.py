@@ -72,9 +72,16 @@ class Instance:
         """The configuration file when none is named: ``DNAT_CONFIG``, else the namespace's or the machine's."""
         if named := os.environ.get("DNAT_CONFIG"):
             return Path(named)
-        namespaced = NETNS_CONFIG_DIRECTORY / self.name / "dnat/dnat.toml"
-        candidate = Path("/etc/dnat/dnat.toml") if self.name == DEFAULT_INSTANCE else namespaced
+        candidate = self._configuration()
         return candidate if candidate.exists() else None
+
+    def configuration_target(self) -> Path:
+        """Where a configuration of this instance belongs, whether there is one or not."""
+        return Path(os.environ["DNAT_CONFIG"]) if os.environ.get("DNAT_CONFIG") else self._configuration()
+
+    def _configuration(self) -> Path:
+        namespaced = NETNS_CONFIG_DIRECTORY / self.name / "dnat/dnat.toml"
+        return Path("/etc/dnat/dnat.toml") if self.name == DEFAULT_INSTANCE else namespaced
 
     def host_id(self, mac: str) -> bytes:
         """16 octets that name this host to the server, the same after a restart.

@@ -9,9 +9,12 @@ import sys
 import click
 
 from dnat import __version__
+from dnat.cli.console import coloured
 from dnat.errors import DnatError
 
 _COMMANDS = {
+    "init": ("dnat.cli.init", "init"),
+    "doctor": ("dnat.cli.doctor", "doctor"),
     "up": ("dnat.cli.lifecycle", "up"),
     "down": ("dnat.cli.lifecycle", "down"),
     "status": ("dnat.cli.lifecycle", "status"),
@@ -20,6 +23,7 @@ _COMMANDS = {
     "release": ("dnat.cli.ports", "release"),
     "map": ("dnat.cli.mappings", "map_"),
     "unmap": ("dnat.cli.mappings", "unmap"),
+    "ping": ("dnat.cli.ping", "ping"),
     "capture": ("dnat.cli.capture", "capture"),
     "lab": ("dnat.cli.lab", "lab"),
 }
@@ -73,6 +77,6 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    click.secho("dnatctl: ", fg="red", bold=True, nl=False, err=True)
+    click.secho("dnatctl: ", fg="red", bold=True, nl=False, err=True, color=coloured(sys.stderr))
     click.echo(message, err=True)
     sys.exit(code)

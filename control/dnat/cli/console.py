@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 PIPE_WIDTH = 200
 """Columns when the output is not a terminal."""
+
+
+def coloured(stream: TextIO) -> bool:
+    """Whether colours belong there: a terminal, and nobody who set NO_COLOR (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
 def output() -> Console:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -52,8 +53,9 @@ def down(prefix: str) -> None:
 
 
 @lab.command()
+@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @_prefix
-def status(prefix: str) -> None:
+def status(output: str, prefix: str) -> None:
     """Say what every node is doing. Exit code 1 when one of them is not up."""
     from rich.table import Table
 
@@ -64,6 +66,10 @@ def status(prefix: str) -> None:
     for name in ("node", "address", "roles", "state"):
         table.add_column(name)
     nodes = control.status(topology)
+    if output == "json":
+        rows = [{"node": n.node.name, "address": str(n.node.address), "up": n.up, "summary": n.summary} for n in nodes]
+        click.echo(json.dumps({"nodes": rows}, indent=2))
+        sys.exit(0 if all(one.up for one in nodes) else 1)
     for one in nodes:
         mark = "[green]up[/]" if one.up else "[red]down[/]"
         table.add_row(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 import click
 
 from dnat.cli.console import output as console_output
+from dnat.cli.rows import select
 from dnat.client import Client
 from dnat.instance import Instance
 
@@ -18,15 +21,44 @@ _SECTIONS = ("leases", "bindings", "owners", "counters")
 @click.command()
 @click.argument("section", type=click.Choice(_SECTIONS), required=False)
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def show(section: str | None, output: str) -> None:
+@click.option(
+    "--filter", "filters", multiple=True, metavar="KEY=VALUE", help="Only rows like this; port=N: with port N."
+)
+@click.option("--sort", metavar="KEY", help="Order by this key of the JSON schema; -KEY: downwards.")
+@click.option(
+    "--watch", type=click.FloatRange(0.1, 3600), metavar="SECONDS", help="Show again and again, until Ctrl-C."
+)
+@click.option("--count", type=click.IntRange(1), help="With --watch: stop after so many times.")
+def show(
+    section: str | None, output: str, filters: tuple[str, ...], sort: str | None, watch: float | None, count: int | None
+) -> None:
     """Show leases, bindings, owners and counters, or one SECTION of them.
 
-    `-o json` prints the documented schema (docs/show.md).
+    `-o json` prints the documented schema (docs/show.md); with --watch a document per line.
+
+    \b
+    Examples:  dnatctl show leases --sort expires_in
+               dnatctl show owners --filter port=5060
+               dnatctl show bindings --filter protocol=udp --watch 2
     """
-    with Client(Instance.current().socket) as client:
-        document = client.call("show")
+    shown = 0
+    while True:
+        with Client(Instance.current().socket) as client:
+            document = client.call("show")
+        document = select(document, (section,) if section else _SECTIONS, filters, sort)
+        if watch is not None and output == "table" and sys.stdout.isatty():
+            click.clear()
+        _show(document, section, output, sort, indent=None if watch else 2)
+        shown += 1
+        if watch is None or shown == count:
+            return
+        sys.stdout.flush()
+        time.sleep(watch)
+
+
+def _show(document: dict[str, Any], section: str | None, output: str, sort: str | None, indent: int | None) -> None:
     if output == "json":
-        click.echo(json.dumps({section: document[section]} if section else document, indent=2))
+        click.echo(json.dumps({section: document[section]} if section else document, indent=indent))
         return
     console = console_output()
     if section is None:
@@ -36,7 +68,8 @@ def show(section: str | None, output: str) -> None:
             why = f" ({router['reason']})" if router["reason"] else ""
             console.print(f"{router['lan']} to {router['wan']} by {router['path'].upper()}{why}", highlight=False)
     for name in (section,) if section else _SECTIONS:
-        table = _TABLES[name](document[name])
+        rows = document[name] if sort or name == "counters" else sorted(document[name], key=_ORDERS[name])
+        table = _TABLES[name](rows)
         if section or table.row_count:
             console.print(table)
 
@@ -64,7 +97,7 @@ def _leases(rows: list[dict[str, Any]]) -> Any:
         "expires in": "right",
     }
     table = _table("leases", columns | ({"host": "left"} if with_host else {}) | {"id": "left"})
-    for row in sorted(rows, key=lambda row: (row["address"], row["first"])):
+    for row in rows:
         host = [row["host"]] if with_host else []
         table.add_row(
             row["address"],
@@ -83,7 +116,7 @@ def _bindings(rows: list[dict[str, Any]]) -> Any:
         "bindings",
         {"protocol": "left", "local port": "right", "combination address": "left", "idle": "right", "": "left"},
     )
-    for row in sorted(rows, key=lambda row: (row["protocol"], row["local_port"])):
+    for row in rows:
         outside, kind = f"{row['address']}:{row['port']}", "static" if row["static"] else ""
         table.add_row(row["protocol"], str(row["local_port"]), outside, f"{row['idle']} s", kind)
     return table
@@ -91,7 +124,7 @@ def _bindings(rows: list[dict[str, Any]]) -> Any:
 
 def _owners(rows: list[dict[str, Any]]) -> Any:
     table = _table("owners", {"address": "left", "ports": "left", "protocol": "left", "host": "left"})
-    for row in sorted(rows, key=lambda row: (row["address"], row["first"])):
+    for row in rows:
         table.add_row(row["address"], _span(row), row["protocol"], row["host"])
     return table
 
@@ -110,3 +143,10 @@ _TABLES: dict[str, Callable[[Any], Any]] = {
     "owners": _owners,
     "counters": _counters,
 }
+
+_ORDERS: dict[str, Callable[[Any], Any]] = {
+    "leases": lambda row: (row["address"], row["first"]),
+    "bindings": lambda row: (row["protocol"], row["local_port"]),
+    "owners": lambda row: (row["address"], row["first"]),
+}
+"""The order of each table when none is asked for."""

@@ -1,0 +1,123 @@
+"""Other programs that have a say in the network: firewalls, containers, network managers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dnat.doctor.findings import Finding, Patient
+
+_MANAGERS = {
+    "systemd-networkd": (
+        "removes routes that it did not set when it starts anew; dnat puts them back within 10 seconds",
+        "set ManageForeignRoutes=no in /etc/systemd/networkd.conf",
+    ),
+}
+
+
+def firewalls(patient: Patient) -> Iterator[Finding]:
+    """Whether somebody drops what dnat lets through."""
+    found = False
+    running = _running()
+    if "firewalld" in running:
+        found = True
+        yield Finding(
+            "firewall",
+            "warn",
+            "firewalld is running: it drops inbound packets to ports that it does not know",
+            "firewall-cmd --permanent --add-port=PORT/udp for each leased port, or put the LAN into the zone trusted",
+        )
+    if _ufw_enabled():
+        found = True
+        advice = "ufw route allow in on WAN out on LAN" if patient.is_router else "ufw allow PORT for each leased port"
+        yield Finding("firewall", "warn", "ufw is enabled: it drops inbound packets that it does not know", advice)
+    for chain in _dropping_chains():
+        if chain["hook"] == "forward" and not patient.is_router:
+            continue
+        found = True
+        docker = " (Docker sets that)" if "dockerd" in running and chain["hook"] == "forward" else ""
+        where = f"{chain['family']} {chain['table']} {chain['name']}"
+        yield Finding(
+            "firewall",
+            "warn",
+            f"the chain {where} drops {chain['hook']} packets by default{docker}",
+            "allow "
+            + ("packets between WAN and LAN in it" if chain["hook"] == "forward" else "the leased ports in it")
+            + f": nft list chain {where}",
+        )
+    if not found:
+        yield Finding("firewall", "ok", "none that drops by default")
+
+
+def containers(patient: Patient) -> Iterator[Finding]:
+    """Containers behind a bridge of this host are masqueraded by their runtime, and then by the router."""
+    names = sorted(_running() & {"dockerd", "containerd", "podman", "libvirtd", "virtqemud"})
+    if names and patient.is_host:
+        yield Finding(
+            "containers",
+            "ok",
+            f"{', '.join(names)}: their containers leave by the router's masquerading",
+        )
+    elif names:
+        yield Finding("containers", "ok", ", ".join(names))
+
+
+def managers(_: Patient) -> Iterator[Finding]:
+    """Who else sets addresses and routes."""
+    running = _running()
+    for name, (text, advice) in _MANAGERS.items():
+        # The kernel cuts a program's name off after 15 octets.
+        if name[:15] in running and not _foreign_routes_left_alone():
+            yield Finding("manager", "warn", f"{name} {text}", advice)
+            return
+    yield Finding("manager", "ok", "nobody who undoes routes")
+
+
+def _running() -> set[str]:
+    """Names of the programs that run on this machine."""
+    names = set()
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        try:
+            names.add(path.read_text().strip())
+        except OSError:
+            continue
+    return names
+
+
+def _ufw_enabled() -> bool:
+    try:
+        return "ENABLED=yes" in Path("/etc/ufw/ufw.conf").read_text()
+    except OSError:
+        return False
+
+
+def _foreign_routes_left_alone() -> bool:
+    files = [Path("/etc/systemd/networkd.conf"), *Path("/etc/systemd/networkd.conf.d").glob("*.conf")]
+    for path in files:
+        try:
+            text = path.read_text()
+        except OSError:
+            continue
+        if any(line.replace(" ", "").lower() == "manageforeignroutes=no" for line in text.splitlines()):
+            return True
+    return False
+
+
+def _dropping_chains() -> list[dict[str, Any]]:
+    """Base chains for inbound or forwarded packets whose policy is to drop."""
+    try:
+        done = subprocess.run(["nft", "-j", "list", "chains"], capture_output=True, text=True, check=True, timeout=10)
+        objects = json.loads(done.stdout)["nftables"]
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError):
+        return []
+    chains = [one["chain"] for one in objects if "chain" in one]
+    return [
+        chain
+        for chain in chains
+        if chain.get("policy") == "drop"
+        and chain.get("hook") in ("input", "forward")
+        and chain["family"] in ("ip", "inet")
+    ]

@@ -1,0 +1,50 @@
+"""What is written from the code: the reference is the newest, the manual pages are well-formed, shells can complete."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import REPOSITORY
+
+PROGRAM = REPOSITORY / "packaging/documents.py"
+
+
+@pytest.fixture(scope="module")
+def share(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("share")
+    subprocess.run([sys.executable, PROGRAM, "install", target], check=True)
+    return target
+
+
+def test_the_reference_is_that_of_this_code() -> None:
+    """`make reference` writes it."""
+    done = subprocess.run([sys.executable, PROGRAM, "reference"], check=True, capture_output=True, text=True)
+    assert (REPOSITORY / "docs/reference.md").read_text() == done.stdout
+
+
+@pytest.mark.skipif(shutil.which("man") is None, reason="man-db is not installed")
+def test_manual_pages_are_well_formed(share: Path) -> None:
+    pages = sorted((share / "man").rglob("*.[15]"))
+    assert {"dnatctl.1", "dnatctl-lab-up.1", "dnat.toml.5"} <= {page.name for page in pages}
+    for page in pages:
+        done = subprocess.run(
+            ["man", "--warnings", "-E", "UTF-8", "-l", page], check=True, capture_output=True, text=True
+        )
+        assert done.stderr == "", page.name
+        assert "SYNOPSIS" in done.stdout or page.suffix == ".5"
+
+
+def test_bash_completes_commands_and_options(share: Path) -> None:
+    script = share / "bash-completion/completions/dnatctl"
+    subprocess.run(["bash", "-n", script], check=True)
+    ask = (
+        f"source {script}; COMP_WORDS=(dnatctl sho); COMP_CWORD=1; _dnatctl_completion dnatctl; echo ${{COMPREPLY[@]}}"
+    )
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    done = subprocess.run(["bash", "-c", ask], check=True, capture_output=True, text=True, env={"PATH": path})
+    assert done.stdout.split() == ["show"]
