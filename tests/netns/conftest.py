@@ -54,8 +54,8 @@ def namespace(prefix: str) -> Iterator[Callable[[str], str]]:
         shutil.rmtree(Path("/run/dnat") / name, ignore_errors=True)
 
 
-def _lab(name: str, *, own_address: bool) -> Iterator[Lab]:
-    topology = Topology(prefix=f"dt{os.getpid()}{name}", own_address=own_address)
+def _lab(name: str, *, own_address: bool, sip: str | None = None) -> Iterator[Lab]:
+    topology = Topology(prefix=f"dt{os.getpid()}{name}", own_address=own_address, sip=sip)
     try:
         control.up(topology, lambda _: None)
         yield Lab(topology)
@@ -73,6 +73,15 @@ def routed_lab(_root: None) -> Iterator[Lab]:
 def own_lab(_root: None) -> Iterator[Lab]:
     """A lab whose external address is the router's own WAN address. Tests leave it as they find it."""
     yield from _lab("o", own_address=True)
+
+
+@pytest.fixture(scope="session")
+def sip_lab(_root: None) -> Iterator[Lab]:
+    """A lab with a SIP proxy and three users: alice, bob, carol. Tests leave it as they find it."""
+    for lab in _lab("s", own_address=False, sip="proxy"):
+        for user in ("alice", "bob", "carol"):
+            lab["sip"].dnatctl("sip", "users", "add", user, "--password", f"secret-{user}")
+        yield lab
 
 
 @pytest.fixture(params=["routed", "own"])

@@ -18,6 +18,8 @@ _COMMANDS = {
     "show": ("dnat.cli.show", "show"),
     "request": ("dnat.cli.ports", "request"),
     "release": ("dnat.cli.ports", "release"),
+    "sip": ("dnat.cli.sip", "sip"),
+    "provision": ("dnat.cli.provision", "provision"),
     "capture": ("dnat.cli.capture", "capture"),
     "lab": ("dnat.cli.lab", "lab"),
 }
