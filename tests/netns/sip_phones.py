@@ -63,6 +63,8 @@ class SipPhone:
         self.identity = ""
         self.address = ""
         self.ports = EXT_PORTS
+        self.answers = True
+        """Whether it takes every call; otherwise it rings. To be set before it is started."""
         self._process: subprocess.Popen[bytes] | None = None
         self._control: ControlConnection | None = None
 
@@ -109,7 +111,7 @@ class SipPhone:
         with (self.directory / "config").open("a") as config:
             config.write(_INSTRUMENTS.format(recordings=recordings))
         accounts = (self.directory / "accounts").read_text().strip()
-        (self.directory / "accounts").write_text(f"{accounts};answermode=auto\n")
+        (self.directory / "accounts").write_text(f"{accounts};answermode={'auto' if self.answers else 'manual'}\n")
         with (self.directory / "log").open("wb") as log:
             self._process = netns.popen(
                 ["stdbuf", "-oL", "baresip", "-s", "-f", str(self.directory)],
@@ -197,13 +199,13 @@ class SipPhone:
         deadline = time.monotonic() + SECONDS
         while True:
             try:
-                heard = listen(self.recordings()[-1], tone)
-                if heard.seconds >= seconds:
+                heard = listen(self.recordings()[-1], tone).seconds
+                if heard >= seconds:
                     return
-            except (IndexError, EOFError, OSError) as error:
-                heard = error  # type: ignore[assignment]
+            except (IndexError, EOFError, OSError):
+                heard = 0.0
             if time.monotonic() > deadline:
-                pytest.fail(f"{self.identity} did not hear {tone} Hz for {seconds} s: {heard}\n{self.log()[-3000:]}")
+                pytest.fail(f"{self.identity} heard {tone} Hz for {heard} s, not {seconds} s\n{self.log()[-3000:]}")
             time.sleep(0.1)
 
 

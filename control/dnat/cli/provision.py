@@ -25,6 +25,7 @@ from dnat.types import PortRange
 @click.option("--transport", type=click.Choice(["udp", "tcp", "tls"]), default="udp", show_default=True)
 @click.option("--encryption", type=click.Choice(["none", "sdes", "dtls"]), default="none", show_default=True)
 @click.option("--calls", type=click.IntRange(1, 100), default=7, show_default=True, help="Calls at the same time.")
+@click.option("--lifetime", type=click.IntRange(0, 86400), default=0, help="Of the lease, seconds; 0: the server's.")
 @click.option("--ca", type=click.Path(path_type=Path, exists=True), help="Certificate to verify the server by.")
 @click.option("--directory", type=click.Path(path_type=Path), help="Where to write.  [~/.dnat/PHONE-USER]")
 @click.option("--audio-source", default="alsa,default", show_default=True, help="baresip's module,device.")
@@ -40,6 +41,7 @@ def provision(
     transport: str,
     encryption: str,
     calls: int,
+    lifetime: int,
     ca: Path | None,
     directory: Path | None,
     audio_source: str,
@@ -60,7 +62,7 @@ def provision(
     place = (directory or Path.home() / ".dnat" / f"{phone}-{user}").absolute()
     place.mkdir(parents=True, exist_ok=True)
     place.chmod(0o700)
-    lease = _block(place / "lease.json", phones.SIP_PORTS + 2 * calls)
+    lease = _block(place / "lease.json", phones.SIP_PORTS + 2 * calls, lifetime)
     host, port = _server(server or lease["address"], transport)
     account = phones.PhoneAccount(
         user=user,
@@ -109,7 +111,7 @@ def _say(output: str, place: Path, account: Any, written: Any) -> None:
     click.echo(f"written to {place}; start the phone with: {written.start}")
 
 
-def _block(memory: Path, count: int) -> dict[str, Any]:
+def _block(memory: Path, count: int, lifetime: int) -> dict[str, Any]:
     """The lease that this phone has, or a new one."""
     with Client(Instance.current().socket) as client:
         try:
@@ -120,7 +122,7 @@ def _block(memory: Path, count: int) -> dict[str, Any]:
             client.call("release", ids=[known["id"]], ports=[])
         except (OSError, ValueError, KeyError, UsageError):
             pass
-        lease = client.call("request", count=count, parity="even", exact=True)["lease"]
+        lease = client.call("request", count=count, parity="even", exact=True, lifetime=lifetime)["lease"]
     _write(memory, json.dumps(lease))
     return dict(lease)
 

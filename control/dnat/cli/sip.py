@@ -63,7 +63,8 @@ def calls(output: str) -> None:
     from dnat.sip import rpc
 
     dialogs = rpc.call(Path(_server()["rpc"]), "dlg.list") or []
-    found = [_call(dialog) for dialog in dialogs]
+    # Kamailio remembers a call for a while after its end.
+    found = [call for call in map(_call, dialogs) if call["state"] != "ended"]
     _print(found, ("state", "caller", "callee", "seconds", "call_id"), output, "no calls")
 
 
