@@ -152,6 +152,7 @@ def _write(path: Path, text: str) -> None:
 def _serve(place: Path, names: list[str], port: int) -> None:
     """Hand the phone's files to devices on the LAN until Ctrl-C: these alone, and to read."""
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+    from socketserver import TCPServer
 
     from dnat.system import links
 
@@ -173,8 +174,15 @@ def _serve(place: Path, names: list[str], port: int) -> None:
 
     uplink = links.default_gateway()
     mac = (links.interface(uplink.interface).mac or "").replace(":", "").lower()
+
+    class Server(ThreadingHTTPServer):
+        def server_bind(self) -> None:
+            # HTTPServer's own would look up its name, and wait for a DNS that a phone's LAN may not have.
+            TCPServer.server_bind(self)
+            self.server_name, self.server_port = str(uplink.address), port
+
     try:
-        server = partial(ThreadingHTTPServer, (str(uplink.address), port))(Files)
+        server = partial(Server, (str(uplink.address), port))(Files)
     except OSError as error:
         raise PlatformError(f"port {port} of {uplink.address} cannot be served: {error.strerror}") from None
     click.echo(f"serving http://{uplink.address}:{port}/ until Ctrl-C: {', '.join([*names, f'{mac}.xml'])}", err=True)
