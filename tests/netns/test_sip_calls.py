@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from nodes import Lab, eventually
+from scapy.layers.inet import IP, UDP
+from scapy.utils import PcapReader
 from sip_phones import SipPhone, converse
 
 from dnat.capture.calls import Call, read_traffic
@@ -61,6 +63,7 @@ def test_a_direct_call(sip_lab: Lab, tmp_path: Path, wan: Recorder, encryption: 
 
 @pytest.mark.parametrize("transport", ["tcp", "tls"])
 def test_signalling_over_connections_through_the_proxy(sip_lab: Lab, tmp_path: Path, transport: str) -> None:
+    """Claims 6, 24, 39: TCP ports as well as UDP ports."""
     with (
         SipPhone(sip_lab["phone1"], tmp_path / "alice", 440).provision("alice", "--transport", transport) as alice,
         SipPhone(sip_lab["phone2"], tmp_path / "bob", 660).provision("bob", "--transport", transport) as bob,
@@ -86,6 +89,29 @@ def test_two_phones_call_the_same_outside_phone_at_once(sip_lab: Lab, tmp_path: 
             phone.command("hangup")
             ext.wait_for("CALL_CLOSED", 0, call_id)
             phone.hears(ext.tone)
+
+
+def test_marks_of_voice_and_signalling_are_kept(sip_lab: Lab, tmp_path: Path) -> None:
+    """EF for RTP and CS5 for the proxy's SIP (RFC 4594): as they were sent, also at the other end."""
+    recorders = {
+        "near": Recorder(sip_lab["phone1"].namespace, "eth0", tmp_path / "near.pcap"),
+        "far": Recorder(sip_lab["ext"].namespace, "eth0", tmp_path / "far.pcap"),
+    }
+    with (
+        SipPhone(sip_lab["phone1"], tmp_path / "alice", 440).provision("alice") as alice,
+        SipPhone(sip_lab["ext"], tmp_path / "ext", 880).outside() as ext,
+        recorders["near"],
+        recorders["far"],
+    ):
+        alice.registered()
+        converse(ext, alice, f"sip:alice@{sip_lab.external}")
+    for recorder in recorders.values():
+        with PcapReader(str(recorder.path)) as packets:
+            datagrams = [packet[IP] for packet in packets if IP in packet and UDP in packet]
+        voice = [d.tos for d in datagrams if d[UDP].dport % 2 == 0 and bytes(d[UDP].payload)[:1] == b"\x80"]
+        proxied = [d.tos for d in datagrams if d[UDP].sport == 5060 and str(d.src) == sip_lab.external]
+        assert len(voice) > 150 and set(voice) == {46 << 2}
+        assert proxied and set(proxied) == {40 << 2}
 
 
 def _ringing(phone: SipPhone) -> SipPhone:

@@ -42,7 +42,7 @@ def ext(sip_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SipP
 
 
 def test_outside_calls_inside_through_the_proxy(sip_lab: Lab, alice: SipPhone, ext: SipPhone) -> None:
-    """Claims 9, 10, 29, 30, 31: an INVITE to the external address at 5060 is proxied to the phone."""
+    """Claims 8, 9, 10, 26, 29, 30, 31: an INVITE to the external address at 5060 is proxied to the phone."""
     (registration,) = [one for one in _ask(sip_lab, "registrations") if one["user"] == "alice"]
     assert f"@{sip_lab.external}:{alice.ports.first}" in registration["contact"]
     converse(ext, alice, f"sip:alice@{sip_lab.external}:5060")
