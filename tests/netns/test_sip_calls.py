@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,11 @@ def test_hold_and_resume(sip_lab: Lab, tmp_path: Path, wan: Recorder) -> None:
     invitations = {m.header("CSeq") for m in call.messages if m.summary == "INVITE"}
     accepted = {m.header("CSeq") for m in call.messages if m.status == 200 and m.method == "INVITE"}
     assert len(invitations) == 3 and accepted == invitations
+    picture = tmp_path / "call.svg"
+    said = sip_lab["phone1"].dnatctl("capture", "-r", str(wan.path), "--call", call_id[:6], "--ladder", str(picture))
+    assert "0 lost" in said.stdout
+    drawn = "".join(ET.parse(picture).getroot().itertext())
+    assert all(word in drawn for word in ("INVITE", "200 OK", "BYE", f"{sip_lab.external}:5060", "PCMU"))
     resumed = max(m.at for m in call.messages if m.summary == "INVITE")
     for destination in (sip_lab.external, sip_lab.ext):
         stream = max((s for s in call.streams if str(s.destination.address) == destination), key=lambda s: s.last_at)
