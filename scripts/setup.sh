@@ -5,6 +5,8 @@ set -euo pipefail
 
 packages=(python3-venv python3-bpfcc python3-nftables linux-libc-dev iproute2 nftables)
 lab_packages=(baresip-core tcpdump iputils-ping curl ethtool coturn man-db systemd)
+# The role sip, and the other phones of its tests.
+lab_packages+=(kamailio kamailio-tls-modules kamailio-sqlite-modules openssl linphone-cli sip-tester)
 
 say() { printf '\033[1m==>\033[0m %s\n' "$*"; }
 
@@ -19,7 +21,21 @@ if [ "${#missing[@]}" -gt 0 ]; then
     fi
     say "installing ${missing[*]}"
     apt-get update -qq
+    # Tests run Kamailio and coturn of their own: a new package's must not take their ports, now or at the next boot.
+    # One that was here before is the user's.
+    services=()
+    for service in kamailio coturn; do
+        [[ " ${missing[*]} " != *" $service "* ]] || services+=("$service")
+    done
+    if [ "${#services[@]}" -gt 0 ] && [ ! -e /usr/sbin/policy-rc.d ]; then
+        trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+        printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+        chmod +x /usr/sbin/policy-rc.d
+    fi
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    for service in "${services[@]}"; do
+        systemctl disable --quiet "$service" 2>/dev/null || update-rc.d "$service" disable 2>/dev/null || true
+    done
 fi
 
 if [ ! -x "$VENV/bin/python" ]; then

@@ -19,8 +19,8 @@ from msgspec import Meta, Struct
 from dnat.errors import ConfigError
 from dnat.types import PortRange
 
-ROLES = ("host", "server", "router")
-Role = Literal["host", "server", "router"]
+ROLES = ("host", "server", "router", "sip")
+Role = Literal["host", "server", "router", "sip"]
 XdpMode = Literal["auto", "on", "off"]
 
 _Address = Annotated[str, Meta(description="an IPv4 address in quotes")]
@@ -96,6 +96,28 @@ class RouterSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Send plain packets on at XDP: ``auto`` where both drivers can and nothing gets slower, ``on`` also on veth."""
 
 
+class SipSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """The ``[sip]`` table."""
+
+    mode: Annotated[Literal["proxy", "redirect"], Meta(description='"proxy" or "redirect"')] = "proxy"
+    """Pass requests on to the phones, or tell the asker where they are (302)."""
+    port: Annotated[int, Meta(description="a port, 1024 to 65535", ge=1024, le=65535)] = 5060
+    """UDP and TCP; leased from the port server."""
+    tls_port: Annotated[int, Meta(description="a port, or 0 for no TLS", ge=0, le=65535)] = 5061
+    domain: Annotated[str, Meta(description='a domain name, as "example.org"', min_length=1)] | None = None
+    """What stands after the @ in the users' SIP addresses; by default the external address."""
+    users: Annotated[str, Meta(description="a path in quotes", pattern="^/")] | None = None
+    """SQLite file with the users; by default in ``/var/lib/dnat``."""
+    certificate: Annotated[str, Meta(description="a path in quotes", pattern="^/")] | None = None
+    """PEM file, readable by the user kamailio; made by dnat where none is given."""
+    key: Annotated[str, Meta(description="a path in quotes", pattern="^/")] | None = None
+    """Of ``certificate``."""
+    block_rate: Annotated[int, Meta(description="a whole number from 1", ge=1)] = 50
+    """Requests a second that 16 neighbouring ports of one address may send."""
+    address_rate: Annotated[int, Meta(description="a whole number from 1", ge=1)] = 500
+    """Requests a second that one address outside of the site may send."""
+
+
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file."""
 
@@ -105,6 +127,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     host: HostSettings = HostSettings()
     server: ServerSettings = ServerSettings()
     router: RouterSettings = RouterSettings()
+    sip: SipSettings = SipSettings()
 
 
 def load(path: Path | None) -> Config:
@@ -176,6 +199,21 @@ def _check_values(config: Config, source: str) -> None:
                 raise ConfigError(f'{source}: router.{key}: the role "router" needs an interface\'s name here')
         if "server" not in config.roles:
             raise ConfigError(f'{source}: roles: "router" needs "server" beside it: they share the lease store')
+    _check_sip(config, source)
+
+
+def _check_sip(config: Config, source: str) -> None:
+    sip = config.sip
+    if "sip" in config.roles and "host" not in config.roles:
+        raise ConfigError(f'{source}: roles: "sip" needs "host" beside it, which leases its ports')
+    if sip.tls_port and (sip.tls_port < 1024 or sip.tls_port == sip.port):
+        raise ConfigError(
+            f"{source}: sip.tls_port: {sip.tls_port} is not allowed; write a port above 1023, not sip.port"
+        )
+    if (sip.certificate is None) != (sip.key is None):
+        raise ConfigError(f"{source}: sip.key: certificate and key are given together or not at all")
+    if sip.domain and not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", sip.domain):
+        raise ConfigError(f'{source}: sip.domain: "{sip.domain}" is no domain name; write it as "example.org"')
 
 
 def _check_address(text: str | None, source: str, key: str) -> None:

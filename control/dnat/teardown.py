@@ -7,6 +7,7 @@ import shutil
 
 from dnat.daemon import attachments, fast_path
 from dnat.instance import Instance
+from dnat.sip import process as sip_process
 from dnat.system.journal import Journal
 from dnat.system.undo import HANDLERS
 
@@ -16,7 +17,8 @@ def tear_down(instance: Instance, *, keep_log: bool = False) -> list[str]:
 
     Leases in ``/var/lib/dnat`` stay: the next ``up`` gives and gets the same ports.
     """
-    problems = Journal(instance.journal).undo({**HANDLERS, **attachments.HANDLERS, **fast_path.HANDLERS})
+    handlers = {**HANDLERS, **attachments.HANDLERS, **fast_path.HANDLERS, **sip_process.HANDLERS}
+    problems = Journal(instance.journal).undo(handlers)
     if problems:
         return problems
     for role in ("host", "router"):

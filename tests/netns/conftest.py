@@ -74,8 +74,8 @@ def small(namespace: Callable[[str], str], tmp_path: Path) -> Small:
     return Small(Machine(server, "10.77.0.1"), machines[0], machines[1], tmp_path / "server.toml")
 
 
-def _lab(name: str, *, own_address: bool) -> Iterator[Lab]:
-    topology = Topology(prefix=f"dt{os.getpid()}{name}", own_address=own_address)
+def _lab(name: str, *, own_address: bool, sip: str | None = None) -> Iterator[Lab]:
+    topology = Topology(prefix=f"dt{os.getpid()}{name}", own_address=own_address, sip=sip)
     try:
         builder.build(topology)
         untouched = {node.name: snapshot(topology.namespace(node.name)) for node in topology.nodes}
@@ -107,6 +107,15 @@ def xdp_lab(_root: None) -> Iterator[Lab]:
         path.write_text(path.read_text() + 'xdp = "on"\n')
         router.dnatctl("down")
         router.dnatctl("up")
+        yield lab
+
+
+@pytest.fixture(scope="session")
+def sip_lab(_root: None) -> Iterator[Lab]:
+    """A lab with a SIP proxy and three users: alice, bob, carol. Tests leave it as they find it."""
+    for lab in _lab("s", own_address=False, sip="proxy"):
+        for user in ("alice", "bob", "carol"):
+            lab["sip"].dnatctl("sip", "users", "add", user, "--password", f"secret-{user}")
         yield lab
 
 

@@ -108,7 +108,7 @@ def test_every_key_is_documented() -> None:
     text = (Path(__file__).parents[2] / "docs/configuration.md").read_text()
     sections = dict(re.findall(r"^##+ `\[([a-z.]+)\]`\n(.*?)(?=^##|\Z)", text, re.M | re.S))
     config = load(None)
-    for table in ("host", "host.timers", "server", "router"):
+    for table in ("host", "host.timers", "server", "router", "sip"):
         settings = attrgetter(table)(config)
         for key in settings.__struct_fields__:
             default = getattr(settings, key)

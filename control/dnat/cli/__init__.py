@@ -24,6 +24,8 @@ _COMMANDS = {
     "map": ("dnat.cli.mappings", "map_"),
     "unmap": ("dnat.cli.mappings", "unmap"),
     "ping": ("dnat.cli.ping", "ping"),
+    "sip": ("dnat.cli.sip", "sip"),
+    "provision": ("dnat.cli.provision", "provision"),
     "capture": ("dnat.cli.capture", "capture"),
     "lab": ("dnat.cli.lab", "lab"),
 }

@@ -31,14 +31,15 @@ def lab() -> None:
 @lab.command()
 @click.option("--phones", type=click.IntRange(1, 100), default=2, show_default=True)
 @click.option("--own-address", is_flag=True, help="Share the router's own WAN address instead of a routed one.")
+@click.option("--sip", type=click.Choice(["proxy", "redirect"]), help="Run a SIP server on the node sip.")
 @_prefix
-def up(phones: int, own_address: bool, prefix: str) -> None:
+def up(phones: int, own_address: bool, sip: str | None, prefix: str) -> None:
     """Build the lab and bring every node up. Doing it twice is harmless."""
     from dnat.lab import control
     from dnat.lab.topology import Topology
 
     _require_root("lab up")
-    control.up(Topology(prefix=prefix, phones=phones, own_address=own_address), click.echo)
+    control.up(Topology(prefix=prefix, phones=phones, own_address=own_address, sip=sip), click.echo)
 
 
 @lab.command()

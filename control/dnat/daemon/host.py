@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -45,6 +45,8 @@ class HostRole:
         self._lacking = asyncio.Event()
         self._applying = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
+        self.on_change: Callable[[], None] = lambda: None
+        """Called after a change of the leases has reached the kernel."""
         self._uplink: Uplink
         self._mappings: Mappings
         self._leasing: Leasing
@@ -191,6 +193,10 @@ class HostRole:
         return tuple(dict.fromkeys(lease.address for lease in self._leasing.leases))
 
     @property
+    def leases(self) -> tuple[Lease, ...]:
+        return self._leasing.leases
+
+    @property
     def counters(self) -> dict[str, int]:
         return self._plane.counters()
 
@@ -283,6 +289,7 @@ class HostRole:
             self._lacking.clear()
             try:
                 await self._apply()
+                self.on_change()
                 await self._ask_for_missing()
                 await self._regain_mapped()
                 await self._apply()

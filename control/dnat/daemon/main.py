@@ -24,6 +24,7 @@ from dnat.daemon.host import HostRole
 from dnat.daemon.privileged import Privileged
 from dnat.daemon.router import RouterRole
 from dnat.daemon.server import ServerRole, pool
+from dnat.daemon.sip import SipRole
 from dnat.dataplane import loader
 from dnat.errors import DnatError, PlatformError, UsageError, error_kind
 from dnat.instance import Instance
@@ -54,9 +55,10 @@ class Daemon:
         self._server: ServerRole | None = None
         self._router: RouterRole | None = None
         self._host: HostRole | None = None
+        self._sip: SipRole | None = None
         self._api = ApiServer(
             instance.socket,
-            readers={"show": self._show, "status": self._status},
+            readers={"show": self._show, "status": self._status, "sip": self._describe_sip},
             writers={
                 "request": self._request,
                 "release": self._release_leases,
@@ -94,6 +96,9 @@ class Daemon:
         if "host" in self._config.roles:
             self._host = HostRole(self._instance, self._config.host, self._privileged)
             await self._host.start()
+            if "sip" in self._config.roles:
+                self._sip = SipRole(self._instance, self._config.sip, self._host, self._privileged)
+                await self._sip.start()
         await self._api.start()
 
     async def run(self) -> None:
@@ -104,6 +109,8 @@ class Daemon:
     async def stop(self) -> None:
         """End the roles; the data plane stays."""
         self._api.stop()
+        if self._sip is not None:
+            await self._sip.stop()
         if self._host is not None:
             await self._host.stop(release=self._release)
         if self._router is not None:
@@ -137,7 +144,12 @@ class Daemon:
         await server.listen()
 
     def _summaries(self) -> list[str]:
-        return [role.summary() for role in (self._server, self._router, self._host) if role is not None]
+        return [role.summary() for role in (self._server, self._router, self._host, self._sip) if role is not None]
+
+    async def _describe_sip(self) -> dict[str, Any]:
+        if self._sip is None:
+            raise UsageError('this machine has no SIP server: add "sip" to roles in dnat.toml, then down and up')
+        return self._sip.describe()
 
     async def _status(self) -> dict[str, Any]:
         return {

@@ -41,7 +41,8 @@ def build(topology: Topology) -> bool:
     if standing:
         raise UsageError(
             f"a lab called {topology.prefix} with {standing.phones} phones"
-            f"{' and the router’s own address' if standing.own_address else ''} is up; take it down first"
+            f"{' and the router’s own address' if standing.own_address else ''}"
+            f"{f' and a SIP {standing.sip} server' if standing.sip else ''} is up; take it down first"
         )
     destroy(topology.prefix)
     try:

@@ -13,7 +13,7 @@ A LAN that shares one external address, its router, and the outside::
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
@@ -74,6 +74,8 @@ class Topology:
     """1 to 100."""
     own_address: bool = False
     """Whether the shared address is the router's own WAN address instead of one that is routed to it."""
+    sip: str | None = None
+    """``proxy`` or ``redirect``: what the node ``sip`` is beside being a host."""
 
     def __post_init__(self) -> None:
         if not _PREFIX.fullmatch(self.prefix):
@@ -83,6 +85,8 @@ class Topology:
             )
         if not 1 <= self.phones <= MAX_PHONES:
             raise UsageError(f"a lab has 1 to {MAX_PHONES} phones, not {self.phones}")
+        if self.sip not in (None, "proxy", "redirect"):
+            raise UsageError(f'the SIP server of a lab is a "proxy" or a "redirect" server, not {self.sip!r}')
 
     @property
     def external(self) -> IPv4Address:
@@ -107,7 +111,7 @@ class Topology:
         )
         ext = Node("ext", (Port("eth0", "wan", _in(WAN, EXT)),), routes=routed)
         phones = [_host(f"phone{n}", address) for n, address in enumerate(_phone_addresses(self.phones), 1)]
-        return (router, ext, *phones, _host("sip", SIP))
+        return (router, ext, *phones, _sip_host(self.sip))
 
     def node(self, name: str) -> Node:
         """Raises UsageError if there is none of that name."""
@@ -134,6 +138,22 @@ def belongs(namespace: str, prefix: str) -> bool:
 
 def _host(name: str, address: IPv4Address) -> Node:
     return Node(name, (Port("eth0", "lan", _in(LAN, address)),), routes=((_ANYWHERE, ROUTER_LAN),), roles=("host",))
+
+
+def _sip_host(mode: str | None) -> Node:
+    host = _host("sip", SIP)
+    if mode is None:
+        return host
+    configuration = f"""\
+roles = ["host", "sip"]
+
+[sip]
+mode = "{mode}"
+# One machine stands for all of the outside here, with load generators on it.
+block_rate = 2000
+address_rate = 5000
+"""
+    return replace(host, roles=("host", "sip"), configuration=configuration)
 
 
 def _phone_addresses(count: int) -> list[IPv4Address]:

@@ -1,0 +1,154 @@
+"""``dnatctl sip``: the SIP server of this machine."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dnat.cli.console import output as console_output
+from dnat.client import Client
+from dnat.errors import UsageError
+from dnat.instance import Instance
+
+_output = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+
+
+@click.group()
+def sip() -> None:
+    """Users, registrations and calls of the SIP server that runs here (role "sip").
+
+    \b
+    sudo dnatctl sip users add alice
+    sudo dnatctl sip registrations
+    """
+
+
+@sip.command()
+@_output
+def status(output: str) -> None:
+    """Say whether the SIP server runs, and on which ports. Exit code 1 when it does not."""
+    answer = _server()
+    if output == "json":
+        click.echo(json.dumps(answer, indent=2))
+    else:
+        state = "up" if answer["running"] else f"down: {answer['trouble']}"
+        click.echo(f"{answer['mode']} at {answer['address']}:{answer['port']} (UDP and TCP): {state}")
+        if answer["tls_port"]:
+            click.echo(f"TLS at {answer['address']}:{answer['tls_port']}, certificate {answer['certificate']}")
+        click.echo(f"domain {answer['domain']}, realm {answer['realm']}, restarted {answer['restarts']} times")
+    if not answer["running"]:
+        sys.exit(1)
+
+
+@sip.command()
+@_output
+def registrations(output: str) -> None:
+    """List where each user can be reached: the phone's combination network address."""
+    from dnat.sip import database
+
+    found = [asdict(one) for one in database.registrations(Path(_server()["registrations"]))]
+    _print(found, ("user", "contact", "expires_in", "agent"), output, "nobody is registered")
+
+
+@sip.command()
+@_output
+def calls(output: str) -> None:
+    """List the calls that go through the proxy now. A redirect server sees none: they run directly."""
+    from dnat.sip import rpc
+
+    dialogs = rpc.call(Path(_server()["rpc"]), "dlg.list") or []
+    # Kamailio remembers a call for a while after its end.
+    found = [call for call in map(_call, dialogs) if call["state"] != "ended"]
+    _print(found, ("state", "caller", "callee", "seconds", "call_id"), output, "no calls")
+
+
+@sip.group()
+def users() -> None:
+    """Who may register and call through this server."""
+
+
+@users.command(name="add")
+@click.argument("name")
+@click.option("--password", help="By default a random one, which is printed.")
+@_output
+def add(name: str, password: str | None, output: str) -> None:
+    """Add a user, or give one a new password."""
+    from dnat.sip import database
+
+    server = _server()
+    chosen = password if password is not None else secrets.token_urlsafe(12)
+    if not chosen:
+        raise UsageError("an empty password protects nobody")
+    new = database.set_user(Path(server["users"]), name, server["realm"], chosen)
+    if output == "json":
+        click.echo(json.dumps({"user": name, "domain": server["domain"], "password": chosen, "new": new}))
+        return
+    told = "" if password is not None else f", password {chosen}"
+    click.echo(f"{'added' if new else 'changed'} {name}@{server['domain']}{told}")
+
+
+@users.command(name="list")
+@_output
+def list_(output: str) -> None:
+    """List the users."""
+    from dnat.sip import database
+
+    server = _server()
+    found = [{"user": name, "domain": server["domain"]} for name in database.users(Path(server["users"]))]
+    _print(found, ("user", "domain"), output, "there are no users")
+
+
+@users.command()
+@click.argument("name")
+@_output
+def remove(name: str, output: str) -> None:
+    """Remove a user; a registration ends when it expires."""
+    from dnat.sip import database
+
+    if not database.remove_user(Path(_server()["users"]), name):
+        raise UsageError(f'there is no user "{name}"; `dnatctl sip users list` lists them')
+    click.echo(json.dumps({"removed": name}) if output == "json" else f"removed {name}")
+
+
+def _server() -> dict[str, Any]:
+    with Client(Instance.current().socket) as client:
+        answer: dict[str, Any] = client.call("sip")
+    return answer
+
+
+def _call(dialog: dict[str, Any]) -> dict[str, Any]:
+    """One call of Kamailio's list, in our words."""
+    import time
+
+    states = {1: "calling", 2: "ringing", 3: "answered", 4: "talking", 5: "ended"}
+    began = int(dialog.get("start_ts") or dialog.get("init_ts") or 0)
+    return {
+        "state": states.get(int(dialog.get("state", 0)), "unknown"),
+        "caller": dialog.get("from_uri") or dialog.get("from") or "",
+        "callee": dialog.get("to_uri") or dialog.get("to") or "",
+        "seconds": max(0, round(time.time() - began)) if began else 0,
+        "call_id": dialog.get("call-id", ""),
+    }
+
+
+def _print(rows: list[dict[str, Any]], columns: tuple[str, ...], output: str, nothing: str) -> None:
+    if output == "json":
+        click.echo(json.dumps(rows, indent=2))
+        return
+    if not rows:
+        click.echo(nothing)
+        return
+    from rich.table import Table
+
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for column in columns:
+        table.add_column(column.replace("_", " "))
+    for row in rows:
+        table.add_row(*(str(row[column]) for column in columns))
+    console_output().print(table)

@@ -1,0 +1,212 @@
+"""The sip role with real phones: registration, calls through proxy and redirect server, and who is turned away."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inside import differences, snapshot
+from nodes import Lab, Node, eventually
+from sip_messages import MALFORMED, SipClient, request
+from sip_phones import SipPhone, converse
+
+
+def _ask(lab: Lab, *what: str) -> Any:
+    return json.loads(lab["sip"].dnatctl("sip", *what, "-o", "json").stdout)
+
+
+@pytest.fixture(scope="module")
+def alice(sip_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SipPhone]:
+    directory = tmp_path_factory.mktemp("alice") / "phone"
+    with SipPhone(sip_lab["phone1"], directory, 440).provision("alice") as phone:
+        yield phone.registered()
+
+
+@pytest.fixture(scope="module")
+def bob(sip_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SipPhone]:
+    directory = tmp_path_factory.mktemp("bob") / "phone"
+    with SipPhone(sip_lab["phone2"], directory, 660).provision("bob") as phone:
+        yield phone.registered()
+
+
+@pytest.fixture(scope="module")
+def ext(sip_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SipPhone]:
+    with SipPhone(sip_lab["ext"], tmp_path_factory.mktemp("ext") / "phone", 880).outside() as phone:
+        yield phone
+
+
+def test_outside_calls_inside_through_the_proxy(sip_lab: Lab, alice: SipPhone, ext: SipPhone) -> None:
+    """Claims 8, 9, 10, 26, 29, 30, 31: an INVITE to the external address at 5060 is proxied to the phone."""
+    (registration,) = [one for one in _ask(sip_lab, "registrations") if one["user"] == "alice"]
+    assert f"@{sip_lab.external}:{alice.ports.first}" in registration["contact"]
+    converse(ext, alice, f"sip:alice@{sip_lab.external}:5060")
+
+
+def test_two_phones_of_one_address_call_each_other_through_the_proxy(alice: SipPhone, bob: SipPhone) -> None:
+    converse(alice, bob, bob.identity)
+
+
+def test_a_user_calls_out_directly(alice: SipPhone, ext: SipPhone) -> None:
+    converse(alice, ext, ext.identity)
+
+
+def test_a_call_is_listed_while_it_lasts(sip_lab: Lab, alice: SipPhone, ext: SipPhone) -> None:
+    assert _ask(sip_lab, "calls") == []
+    call_id = ext.call(alice.identity)
+    eventually(lambda: [c["state"] for c in _ask(sip_lab, "calls")] == ["talking"], "the call is listed")
+    assert _ask(sip_lab, "calls")[0]["call_id"] == call_id
+    ext.command("hangup")
+    alice.wait_for("CALL_CLOSED", 0, call_id)
+    eventually(lambda: _ask(sip_lab, "calls") == [], "the call is gone")
+
+
+def test_a_registration_survives_kamailio_and_the_daemon(sip_lab: Lab, alice: SipPhone, ext: SipPhone) -> None:
+    sip = sip_lab["sip"]
+    before = _ask(sip_lab, "registrations")
+    pid = _ask(sip_lab, "status")["pid"]
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: _ask_running(sip) not in (None, pid), "Kamailio is started again", 15)
+    assert "was ended by SIGKILL" in Path(f"/run/dnat/{sip.namespace}/daemon.log").read_text()
+    os.kill(sip.pid(), signal.SIGKILL)
+    eventually(lambda: sip.dnatctl("status", code=None).returncode == 5, "the daemon is dead")
+    sip.dnatctl("up")
+    after = _ask(sip_lab, "registrations")
+    assert [one["contact"] for one in after] == [one["contact"] for one in before]
+    converse(ext, alice, alice.identity)
+
+
+def _ask_running(sip: Node) -> int | None:
+    answer = sip.dnatctl("sip", "status", "-o", "json", code=None)
+    return json.loads(answer.stdout)["pid"] if answer.stdout.startswith("{") else None
+
+
+def test_strangers_cannot_relay(sip_lab: Lab) -> None:
+    with SipClient(sip_lab["ext"], sip_lab.external) as stranger:
+        elsewhere = "sip:victim@203.0.113.77"
+        assert stranger.ask(request("INVITE", elsewhere, "sip:me@203.0.113.2")) == 403
+        assert stranger.ask(request("MESSAGE", elsewhere, f"sip:alice@{sip_lab.external}")) == 407
+        assert stranger.ask(request("BYE", elsewhere, "sip:me@203.0.113.2", to_tag="x")) == 481
+        route = f"Route: <sip:{sip_lab.external};lr;t=0123456789abcdef01234567>\r\n"
+        assert stranger.ask(request("BYE", elsewhere, "sip:me@203.0.113.2", to_tag="x", more=route)) == 403
+        preset = "Route: <sip:203.0.113.77;lr>\r\n"
+        assert stranger.ask(request("INVITE", elsewhere, "sip:me@203.0.113.2", more=preset)) == 403
+
+
+def test_nobody_pretends_to_be_a_user(sip_lab: Lab) -> None:
+    bob = f"sip:bob@{sip_lab.external}"
+    with SipClient(sip_lab["ext"], sip_lab.external) as stranger:
+        assert stranger.ask(request("INVITE", f"sip:alice@{sip_lab.external}", bob)) == 407
+        assert stranger.ask(request("REGISTER", f"sip:{sip_lab.external}", bob, to=bob)) == 401
+        registrar = f"sip:{sip_lab.external}"
+        for password in ("wrong", "secret-carol"):
+            # carol's right password does not make her bob.
+            user = "carol" if password == "secret-carol" else "bob"
+            status = stranger.register(registrar, bob, user, password)
+            assert status in (401, 403), password
+        assert stranger.register(registrar, f"sip:carol@{sip_lab.external}", "carol", "secret-carol") == 200
+
+
+def test_guessing_locks_out_the_guesser_alone(sip_lab: Lab) -> None:
+    """Same user, same address: only the block of ports that the guesses came from is locked."""
+    registrar, carol = f"sip:{sip_lab.external}", f"sip:carol@{sip_lab.external}"
+    with (
+        SipClient(sip_lab["phone1"], sip_lab.external) as guesser,
+        SipClient(sip_lab["phone2"], sip_lab.external) as user,
+    ):
+        answers = [guesser.register(registrar, carol, "carol", f"guess-{n}") for n in range(11)]
+        assert answers[:9] == [401] * 9 and answers[-1] == 403
+        assert guesser.register(registrar, carol, "carol", "secret-carol") == 403
+        assert user.register(registrar, carol, "carol", "secret-carol") == 200
+
+
+def _set(sip: Node, before: str, after: str) -> None:
+    """Change the node's configuration, and start with it."""
+    path = Path(f"/etc/netns/{sip.namespace}/dnat/dnat.toml")
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+    sip.dnatctl("down")
+    sip.dnatctl("up")
+
+
+def test_a_flood_hurts_only_the_block_it_comes_from(sip_lab: Lab) -> None:
+    """A phone floods the server; its neighbour at the same address is served as before. So is the flooder, later."""
+    sip = sip_lab["sip"]
+    _set(sip, "block_rate = 2000", "block_rate = 50")
+    registrar, carol = f"sip:{sip_lab.external}", f"sip:carol@{sip_lab.external}"
+    try:
+        with (
+            SipClient(sip_lab["phone1"], sip_lab.external) as flooder,
+            SipClient(sip_lab["phone2"], sip_lab.external) as user,
+        ):
+            via = f"Via: SIP/2.0/UDP {flooder.place};rport;branch=z9hG4bKflood\r\n"
+            flood = request("OPTIONS", registrar, carol, more=via).encode()
+            for _ in range(5):
+                for _ in range(1000):
+                    flooder.send(flood)
+                assert user.register(registrar, carol, "carol", "secret-carol") == 200
+            log = Path(f"/run/dnat/{sip.namespace}/sip/kamailio.log").read_text()
+            assert log.count("too many requests") in (1, 2)
+            eventually(lambda: _served(flooder, registrar, carol), "the flooder is served again")
+    finally:
+        _set(sip, "block_rate = 50", "block_rate = 2000")
+
+
+def _served(client: SipClient, registrar: str, user: str) -> bool:
+    try:
+        return client.register(registrar, user, "carol", "secret-carol") == 200
+    except TimeoutError:
+        return False
+
+
+@pytest.mark.parametrize("message", MALFORMED, ids=range(len(MALFORMED)))
+def test_torture_messages_break_nothing(sip_lab: Lab, message: bytes) -> None:
+    """Of the kinds of RFC 4475, section 3.1.2 and 3.3: the same process goes on to serve others."""
+    before = _ask(sip_lab, "status")
+    with SipClient(sip_lab["ext"], sip_lab.external) as stranger:
+        for _ in range(8):  # Kamailio has four workers.
+            stranger.send(message)
+        for _ in range(8):
+            assert stranger.ask(request("OPTIONS", f"sip:{sip_lab.external}", "sip:me@203.0.113.2")) == 200
+    after = _ask(sip_lab, "status")
+    assert (after["pid"], after["restarts"]) == (before["pid"], before["restarts"])
+
+
+def test_the_redirect_server_names_the_combination_address(sip_lab: Lab, alice: SipPhone, ext: SipPhone) -> None:
+    """Claims 11, 12, 32, 33, 34: 302 with the combination network address, and the call completes directly."""
+    sip = sip_lab["sip"]
+    _set(sip, '"proxy"', '"redirect"')
+    try:
+        with SipClient(sip_lab["ext"], sip_lab.external) as caller:
+            answer = caller.exchange(request("INVITE", alice.identity, "sip:me@203.0.113.2"))
+        assert answer.startswith("SIP/2.0 302 ")
+        assert re.search(rf"Contact: <sip:alice[^>]*@{sip_lab.external}:{alice.ports.first}", answer)
+        assert alice.direct.endswith(f":{alice.ports.first}")
+        converse(ext, alice, alice.identity)
+    finally:
+        _set(sip, '"redirect"', '"proxy"')
+
+
+def test_down_leaves_nothing(sip_lab: Lab) -> None:
+    sip = sip_lab["sip"]
+    before = _ask(sip_lab, "status")
+    sip.dnatctl("down")
+    try:
+        clean = snapshot(sip.namespace)
+        assert not Path(f"/proc/{before['pid']}").exists()
+        assert not Path(f"/run/dnat/{sip.namespace}").exists()
+        assert sip.run("ss", "-Hlntu").stdout == ""
+        sip.dnatctl("up")
+        os.kill(sip.pid(), signal.SIGKILL)
+        eventually(lambda: sip.dnatctl("status", code=None).returncode == 5, "the daemon is dead")
+        sip.dnatctl("down")
+        assert sip.run("ss", "-Hlntu").stdout == ""
+        assert differences(clean, snapshot(sip.namespace)) == []
+    finally:
+        sip.dnatctl("up")
