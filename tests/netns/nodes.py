@@ -163,6 +163,11 @@ class Lab:
     def __getitem__(self, name: str) -> Node:
         return Node(self.topology, name)
 
+    def forget_mtus(self) -> None:
+        """What errors told of paths: otherwise senders go on to fragment accordingly."""
+        for node in ("phone1", "ext"):
+            self[node].run("ip", "route", "flush", "cache")
+
 
 def prepare_for_xdp(lab: Lab) -> None:
     """Make the lab's cables as XDP needs them: GRO at the router's far ends, so that they take what it redirects, and

@@ -22,6 +22,7 @@ TALK = 6.0
 """Seconds of a call during which daemons are killed and started again."""
 
 
+@pytest.mark.parametrize("lab", ["routed", "own"], indirect=True)
 def test_every_call_of_the_demo_works(lab: Lab, tmp_path: Path) -> None:
     """The command that `make demo` runs; then the capture of the WAN link, read by somebody else's decoder."""
     prefix = lab.topology.prefix

@@ -33,18 +33,12 @@ def mtu(lab: Lab, interface: str, octets: int) -> Iterator[None]:
     finally:
         router.run("ip", "link", "set", interface, "mtu", "1500")
         eventually(lambda: not _answers(lab, interface, octets), "the router stops to answer", seconds=20)
-        forget_mtus(lab)
-
-
-def forget_mtus(lab: Lab) -> None:
-    """Otherwise senders fragment to what they know of the path."""
-    for node in ("phone1", "ext"):
-        lab[node].run("ip", "route", "flush", "cache")
+        lab.forget_mtus()
 
 
 def _answers(lab: Lab, interface: str, octets: int) -> bool:
     """Whether a packet of one octet too many is refused on its way out of an interface."""
-    forget_mtus(lab)
+    lab.forget_mtus()
     phone, ext = lab["phone1"], lab["ext"]
     port = phone.ports("ephemeral").first
     source, target = (lab.external, lab.ext) if interface == "wan" else (lab.ext, lab.external)
@@ -113,7 +107,7 @@ class TestOutbound:
 
     @pytest.fixture
     def narrow(self, narrow_wan: Lab) -> Lab:
-        forget_mtus(narrow_wan)
+        narrow_wan.forget_mtus()
         return narrow_wan
 
     def test_a_program_learns_the_mtu(self, narrow: Lab, local_port: int) -> None:
@@ -149,7 +143,7 @@ class TestInbound:
 
     @pytest.fixture
     def narrow(self, narrow_lan: Lab) -> Lab:
-        forget_mtus(narrow_lan)
+        narrow_lan.forget_mtus()
         return narrow_lan
 
     def test_a_program_learns_the_mtu(self, narrow: Lab) -> None:

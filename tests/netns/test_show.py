@@ -30,6 +30,10 @@ def seconds(value: object) -> bool:
     return type(value) in (int, float) and value >= 0  # type: ignore[operator]
 
 
+def maybe_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
 def text(value: object) -> bool:
     return isinstance(value, str) and value != ""
 
@@ -82,7 +86,8 @@ def _document(lease: Any, pap: Any) -> Any:
 
 DOCUMENTS = {
     "phone1": _document(LEASE, {"agent": PAP}),
-    "router": _document(LEASE | {"host": address}, {"server": PAP}),
+    "router": _document(LEASE | {"host": address}, {"server": PAP})
+    | {"router": {"lan": text, "wan": text, "path": one_of("tc", "xdp"), "reason": maybe_text}},
 }
 """A list holds any number of what it shows; a pattern for a key stands for any number of keys."""
 
