@@ -3,7 +3,7 @@
 # PYTHON must be the distribution's own: bcc and python-nftables exist only for that one.
 set -euo pipefail
 
-packages=(python3-venv python3-bpfcc python3-nftables linux-libc-dev iproute2 nftables)
+packages=(python3-venv python3-bpfcc python3-nftables python3-cryptography linux-libc-dev iproute2 nftables)
 lab_packages=(baresip-core tcpdump iputils-ping curl ethtool coturn man-db systemd)
 # The role sip, and the other phones of its tests.
 lab_packages+=(kamailio kamailio-tls-modules kamailio-sqlite-modules openssl linphone-cli sip-tester)

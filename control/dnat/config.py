@@ -29,6 +29,14 @@ _PortCount = Annotated[int, Meta(description="a whole number from 1 to 4096", ge
 _PortRanges = Annotated[list[str], Meta(description='a list of port ranges, as ["10000-59999"]')]
 
 
+_ServerMode = Annotated[
+    Literal["open", "tofu", "strict"], Meta(description='"open", "tofu" or "strict" (docs/pap.md, 9.1)')
+]
+_HostMode = Annotated[
+    Literal["auto", "required", "off"], Meta(description='"auto", "required" or "off" (docs/pap.md, 9.1)')
+]
+
+
 class TimerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """The ``[host.timers]`` table: seconds without an outbound packet until a translation may end."""
 
@@ -48,6 +56,8 @@ class HostSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """LAN interface; by default the one of the default route."""
     server: _Address | None = None
     """PAP server; by default the default gateway."""
+    authentication: _HostMode = "auto"
+    """Use a key if there is one and agree on one when the server wants it; do nothing without one; use none."""
     ephemeral_ports: _PortCount = 64
     """Ports for the host's own connections."""
     translated_ports: _PortCount = 32
@@ -68,6 +78,17 @@ class HostSettings(Struct, frozen=True, forbid_unknown_fields=True):
     timers: TimerSettings = TimerSettings()
 
 
+class ReservedPorts(Struct, frozen=True, forbid_unknown_fields=True):
+    """One ``[[server.reserved]]`` table: ports that only some hosts may lease."""
+
+    ports: Annotated[str, Meta(description='a port range, as "5060-5061"')]
+    hosts: Annotated[
+        list[str], Meta(description="a list of LAN addresses, names of keys and host identities", min_length=1)
+    ]
+    permanent: Annotated[bool, Meta(description="true or false")] = False
+    """Leases of these ports do not expire."""
+
+
 class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """The ``[server]`` table."""
 
@@ -80,7 +101,20 @@ class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Ports that are given out by number of ports."""
     specific_ports: _PortRanges = msgspec.field(default_factory=lambda: ["1024-59999"])
     """Ports that hosts may ask for by name."""
+    excluded_ports: Annotated[list[str], Meta(description='a list of port ranges, as ["20000-20099"]')] = []
+    """Ports that are never given out."""
+    reserved: Annotated[list[ReservedPorts], Meta(description="tables [[server.reserved]]")] = []
     lifetime: Annotated[int, Meta(description="seconds, 60 to 86400", ge=60, le=86400)] = 3600
+    authentication: _ServerMode = "open"
+    """What becomes of hosts without a key: served; asked to agree on one; refused."""
+    ports_per_host: Annotated[int, Meta(description="a whole number from 1 to 65535", ge=1, le=65535)] = 2048
+    leases_per_host: Annotated[int, Meta(description="a whole number from 1 to 32", ge=1, le=32)] = 32
+    requests_per_second: Annotated[int, Meta(description="a whole number from 1 to 10000", ge=1, le=10000)] = 20
+    """Questions of one host; five times as many at once."""
+    new_leases_per_second: Annotated[int, Meta(description="a whole number from 1 to 100000", ge=1, le=100000)] = 2000
+    """Of all hosts together; twice as many at once. Renewals do not count."""
+    retention_days: Annotated[int, Meta(description="days, 0 to 3660", ge=0, le=3660)] = 180
+    """How long the log of who held which ports keeps what has ended."""
     hold_down: Annotated[int, Meta(description="seconds, 0 to 86400", ge=0, le=86400)] = 120
     """How long a freed port is kept from other hosts (RFC 6888, REQ-8)."""
 
@@ -118,6 +152,23 @@ class SipSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Requests a second that one address outside of the site may send."""
 
 
+class MetricsSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """The ``[metrics]`` table."""
+
+    listen: Annotated[str, Meta(description='an address and a port, as "127.0.0.1:9437"')] | None = None
+    """Where Prometheus may ask; by default nowhere."""
+
+    @property
+    def endpoint(self) -> tuple[str, int] | None:
+        """The address and port of ``listen``. Raises ValueError."""
+        if self.listen is None:
+            return None
+        address, _, port = self.listen.rpartition(":")
+        if not 1 <= int(port) <= 65535:
+            raise ValueError(port)
+        return str(IPv4Address(address)), int(port)
+
+
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file."""
 
@@ -128,6 +179,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     server: ServerSettings = ServerSettings()
     router: RouterSettings = RouterSettings()
     sip: SipSettings = SipSettings()
+    metrics: MetricsSettings = MetricsSettings()
 
 
 def load(path: Path | None) -> Config:
@@ -186,8 +238,16 @@ def _check_values(config: Config, source: str) -> None:
             raise ConfigError(
                 f'{source}: server.networks: "{network}" is not an IPv4 network; write it as "10.66.0.0/24"'
             ) from None
+    try:
+        _ = config.metrics.endpoint
+    except ValueError:
+        raise ConfigError(
+            f'{source}: metrics.listen: "{config.metrics.listen}" is no address and port; write "127.0.0.1:9437"'
+        ) from None
     port_ranges(config.server.ports, source, "server.ports")
     port_ranges(config.server.specific_ports, source, "server.specific_ports")
+    port_ranges(config.server.excluded_ports, source, "server.excluded_ports")
+    port_ranges([each.ports for each in config.server.reserved], source, "server.reserved.ports")
     port_ranges([config.router.own_ports], source, "router.own_ports")
     if "server" in config.roles and not config.server.external_addresses:
         raise ConfigError(

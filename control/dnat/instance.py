@@ -64,6 +64,16 @@ class Instance:
     def store(self) -> Path:
         return self.state / "leases.sqlite"
 
+    @property
+    def key_store(self) -> Path:
+        """The server's keys."""
+        return self.state / "keys.sqlite"
+
+    @property
+    def key_file(self) -> Path:
+        """The host's own key."""
+        return self.state / "key"
+
     def pins(self, role: str) -> Path:
         """Directory of a role's pinned programs and maps."""
         return BPF_DIRECTORY / self.name / role

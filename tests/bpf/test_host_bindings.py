@@ -90,7 +90,7 @@ def test_a_port_drawn_for_another_is_not_kept_for_its_own_number(host: HostBench
 
 def test_an_expired_binding_gives_its_port_to_a_new_one(host: HostBench) -> None:
     host.plane.set_ports([], [(PortRange.parse("30000"), UDP_)])
-    host.bind(UDP_, 4000, 30000, idle=301)
+    host.bind(UDP_, 4000, 30000, idle=11, limit=10)
     outcome = host.run("host_out", udp(4002, 53))
     assert outcome.packet == bytes(udp(30000, 53))
     assert outcome.counted == {
@@ -103,7 +103,7 @@ def test_an_expired_binding_gives_its_port_to_a_new_one(host: HostBench) -> None
 
 def test_a_live_binding_keeps_its_port(host: HostBench) -> None:
     host.plane.set_ports([], [(PortRange.parse("30000"), UDP_)])
-    host.bind(UDP_, 4000, 30000, idle=299)
+    host.bind(UDP_, 4000, 30000, idle=9, limit=10)
     host.check("host_out", Case("no port", udp(4002, 53), DROP, "drop_pool_exhausted", creates={(UDP_, 4000): 30000}))
 
 
@@ -122,7 +122,7 @@ def test_idle_time_of_a_new_binding(host: HostBench, packet: IP, seconds: int) -
 
 
 def test_an_outbound_packet_refreshes(host: HostBench) -> None:
-    host.bind(UDP_, 4000, 30000, idle=200)
+    host.bind(UDP_, 4000, 30000, idle=20)
     host.run("host_out", udp(4000, 9))
     (binding,) = host.plane.bindings(time.monotonic())
     assert binding.idle < 5
@@ -138,10 +138,10 @@ def test_an_outbound_packet_refreshes(host: HostBench) -> None:
     ids=["inbound (RFC 4787 REQ-6)", "an error sent (RFC 5508 REQ-6)", "an error received"],
 )
 def test_what_does_not_refresh(host: HostBench, program: str, packet: IP) -> None:
-    host.bind(UDP_, 4000, 30000, idle=200)
+    host.bind(UDP_, 4000, 30000, idle=20)
     assert host.run(program, packet).verdict == PASS
     (binding,) = host.plane.bindings(time.monotonic())
-    assert binding.idle > 199
+    assert binding.idle > 19
 
 
 CONVERSATIONS = {

@@ -45,7 +45,7 @@ def test_a_router_with_its_server() -> None:
             {"host": {"ephemeral_port": 3}},
             'host.ephemeral_port: there is no such key; did you mean "ephemeral_ports"?',
         ),
-        ({"host": {"colour": 3}}, "Allowed here: interface, server, ephemeral_ports, translated_ports"),
+        ({"host": {"colour": 3}}, "Allowed here: interface, server, authentication, ephemeral_ports, translated_ports"),
         (
             {"host": {"ephemeral_ports": 0}},
             "host.ephemeral_ports: 0 is not allowed; write a whole number from 1 to 4096",
@@ -73,6 +73,10 @@ def test_a_router_with_its_server() -> None:
         ({"server": {"ports": ["9-3"]}}, 'server.ports: "9-3" is not a port range'),
         ({"server": {"networks": ["10.66.0.1/24"]}}, "server.networks:"),
         ({"server": {"lifetime": 5}}, "server.lifetime: 5 is not allowed; write seconds, 60 to 86400"),
+        ({"metrics": {"listen": "9437"}}, 'metrics.listen: "9437" is no address and port'),
+        ({"metrics": {"listen": "127.0.0.1:0"}}, 'write "127.0.0.1:9437"'),
+        ({"server": {"authentication": "some"}}, 'write "open", "tofu" or "strict"'),
+        ({"server": {"reserved": [{"ports": "x", "hosts": ["a"]}]}}, 'server.reserved.ports: "x"'),
         ({"router": {"own_ports": "x"}}, 'router.own_ports: "x" is not a port range'),
         (
             {
@@ -108,7 +112,7 @@ def test_every_key_is_documented() -> None:
     text = (Path(__file__).parents[2] / "docs/configuration.md").read_text()
     sections = dict(re.findall(r"^##+ `\[([a-z.]+)\]`\n(.*?)(?=^##|\Z)", text, re.M | re.S))
     config = load(None)
-    for table in ("host", "host.timers", "server", "router", "sip"):
+    for table in ("host", "host.timers", "server", "router", "sip", "metrics"):
         settings = attrgetter(table)(config)
         for key in settings.__struct_fields__:
             default = getattr(settings, key)

@@ -30,7 +30,7 @@ ALLOWED = {
     "errors": set(),
     "leases": {"types", "errors", "leases"},
     "pap": {"types", "errors", "leases", "pap"},
-    "store": {"types", "errors", "leases", "store"},
+    "store": {"types", "errors", "leases", "pap", "store"},
     "dataplane": {"types", "errors", "dataplane", "system"},
     "system": {"types", "errors", "system"},
 }

@@ -38,7 +38,7 @@ def test_the_external_address_is_routed_to_the_router_or_its_own() -> None:
         written = tomllib.loads(lab.node("router").configuration or "")
         assert written == {
             "roles": ["server", "router"],
-            "server": {"external_addresses": [str(lab.external)]},
+            "server": {"external_addresses": [str(lab.external)], "authentication": "open"},
             "router": {"lan": "lan", "wan": "wan"},
         }
         assert lab.node("phone1").configuration is None

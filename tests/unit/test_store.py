@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -26,7 +28,7 @@ RECORD = LeaseRecord(
     granted_at=1000.25,
     expires_at=4600.5,
 )
-HOLD = HoldRecord(ADDRESS, PortRange(5060, 5060), Protocol.UDP, bytes(16), 2000.0)
+HOLD = HoldRecord(ADDRESS, PortRange(5060, 5060), Protocol.UDP, Purpose.EXPLICIT, bytes(16), 2000.0)
 
 
 async def _write(path: Path, *transactions: list[Change]) -> None:
@@ -123,3 +125,17 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot be made"):
         asyncio.run(_read(tmp_path / "file" / "leases.sqlite"))
+
+
+def test_a_store_of_the_first_schema_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "leases.sqlite"
+    asyncio.run(_write(path, [PutLease(RECORD)], [PutHold(HOLD)]))
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("ALTER TABLE holds DROP COLUMN purpose")
+        database.execute("PRAGMA user_version=1")
+        database.commit()
+    state = asyncio.run(_read(path))
+    assert state.records == (RECORD,)
+    assert state.holds == (replace(HOLD, purpose=Purpose.EPHEMERAL),)
+    asyncio.run(_write(path, [PutHold(HOLD)]))
+    assert asyncio.run(_read(path)).holds == (HOLD,)

@@ -33,7 +33,15 @@ from scapy.fields import (
 from scapy.layers.inet import UDP
 from scapy.packet import Packet, bind_layers
 
-from dnat.pap.messages import AGENT_PORT, HOST_ID_LENGTH, SERVER_PORT, MessageType, Result
+from dnat.pap.messages import (
+    AGENT_PORT,
+    COOKIE_LENGTH,
+    HOST_ID_LENGTH,
+    KEY_SHARE_LENGTH,
+    SERVER_PORT,
+    MessageType,
+    Result,
+)
 from dnat.types import Parity, Protocol, Purpose
 
 TYPES = {each.value: each.name for each in MessageType}
@@ -50,6 +58,9 @@ ATTRIBUTES = {
     0x0005: "REASON",
     0x0006: "RETRY-AFTER",
     0x0007: "UNKNOWN-ATTRIBUTES",
+    0x0008: "NEW-KEY",
+    0x8011: "KEY-SHARE",
+    0x8012: "COOKIE",
 }
 HEADER_LENGTH = 20
 AUTH_FIXED = 24
@@ -167,6 +178,33 @@ class PAPUnknownAttributes(_Attribute):
     ]
 
 
+class PAPNewKey(_Attribute):
+    """NEW-KEY."""
+
+    name = "NEW-KEY"
+    fields_desc: ClassVar = _head(0x0008, 0)
+
+
+class PAPKeyShare(_Attribute):
+    """KEY-SHARE: an X25519 public key (docs/pap.md, 9.3)."""
+
+    name = "KEY-SHARE"
+    fields_desc: ClassVar = [
+        *_head(0x8011, KEY_SHARE_LENGTH),
+        XStrLenField("share", bytes(KEY_SHARE_LENGTH), length_from=lambda pkt: pkt.len),
+    ]
+
+
+class PAPCookie(_Attribute):
+    """COOKIE (docs/pap.md, 9.4)."""
+
+    name = "COOKIE"
+    fields_desc: ClassVar = [
+        *_head(0x8012, COOKIE_LENGTH),
+        XStrLenField("cookie", bytes(COOKIE_LENGTH), length_from=lambda pkt: pkt.len),
+    ]
+
+
 class PAPAttribute(_Attribute):
     """An attribute of a type that this layer does not know, or of a length that its type does not have."""
 
@@ -184,6 +222,9 @@ _FIXED = {
     (0x8003, 24): PAPLease,
     (0x8004, 0): PAPResume,
     (0x0006, 4): PAPRetryAfter,
+    (0x0008, 0): PAPNewKey,
+    (0x8011, KEY_SHARE_LENGTH): PAPKeyShare,
+    (0x8012, COOKIE_LENGTH): PAPCookie,
 }
 
 

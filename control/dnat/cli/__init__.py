@@ -26,6 +26,13 @@ _COMMANDS = {
     "ping": ("dnat.cli.ping", "ping"),
     "sip": ("dnat.cli.sip", "sip"),
     "provision": ("dnat.cli.provision", "provision"),
+    "invalidate": ("dnat.cli.operate", "invalidate"),
+    "drain": ("dnat.cli.operate", "drain"),
+    "reload": ("dnat.cli.operate", "reload"),
+    "whois": ("dnat.cli.history", "whois"),
+    "history": ("dnat.cli.history", "history"),
+    "metrics": ("dnat.cli.metrics", "metrics"),
+    "key": ("dnat.cli.key", "key"),
     "capture": ("dnat.cli.capture", "capture"),
     "lab": ("dnat.cli.lab", "lab"),
 }

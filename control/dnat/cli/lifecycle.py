@@ -47,7 +47,7 @@ def up(path: Path | None, foreground: bool) -> None:
     summary = _running(instance)
     if summary is None:
         try:
-            click.echo(f"up: {_start(instance, path)}")
+            click.echo(f"up: {start(instance, path)}")
             return
         except AlreadyUpError:
             # Somebody else was quicker.
@@ -97,6 +97,8 @@ def status(output: str) -> None:
     click.echo(f"up as {', '.join(answer['roles'])} (instance {answer['instance']}, process {answer['pid']})")
     for line in answer["summary"]:
         click.echo(f"  {line}")
+    if answer["host_id"]:
+        click.echo(f"  host identity {answer['host_id']}")
 
 
 def _running(instance: Instance) -> str | None:
@@ -112,7 +114,7 @@ def _running(instance: Instance) -> str | None:
         time.sleep(0.05)
 
 
-def _start(instance: Instance, path: Path | None) -> str:
+def start(instance: Instance, path: Path | None) -> str:
     """Start the daemon in the background and wait for its word. Raises what stopped it."""
     fresh = not instance.journal.exists()
     try:
@@ -171,13 +173,18 @@ def _stop(instance: Instance) -> bool:
     except NotRunningError:
         # There is none, or it is still starting, or it hangs.
         patience = 0.0
+    wait_for_end(instance, patience)
+    return was_up
+
+
+def wait_for_end(instance: Instance, patience: float = STOP_SECONDS) -> None:
+    """Give a daemon that was told to stop so many seconds, and then no more."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         if (pid := _remaining(instance, patience)) is None:
-            break
+            return
         os.kill(pid, number)
         patience = STOP_SECONDS
     _remaining(instance, patience)
-    return was_up
 
 
 def _remaining(instance: Instance, patience: float) -> int | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from dnat.cli.show import NEVER
 from dnat.client import Client
 from dnat.errors import UsageError
 from dnat.instance import Instance
@@ -83,7 +84,8 @@ def release(leases: tuple[str, ...], output: str) -> None:
 
 def _lease_text(lease: dict[str, Any]) -> str:
     ports = PortRange(lease["first"], lease["last"])
-    return f"{lease['address']}:{ports} ({lease['protocol']}, expires in {lease['expires_in']} s)"
+    left = "never expires" if lease["expires_in"] > NEVER else f"expires in {lease['expires_in']} s"
+    return f"{lease['address']}:{ports} ({lease['protocol']}, {left})"
 
 
 def _range(text: str) -> PortRange:

@@ -15,6 +15,8 @@ from dnat.cli.rows import select
 from dnat.client import Client
 from dnat.instance import Instance
 
+NEVER = 100 * 365 * 86400
+"""Seconds left from which on a lease is a permanent one."""
 _SECTIONS = ("leases", "bindings", "owners", "counters")
 
 
@@ -87,6 +89,10 @@ def _span(row: dict[str, Any]) -> str:
     return str(row["first"]) if row["first"] == row["last"] else f"{row['first']}-{row['last']}"
 
 
+def _left(seconds: int) -> str:
+    return "never expires" if seconds > NEVER else f"{seconds} s"
+
+
 def _leases(rows: list[dict[str, Any]]) -> Any:
     with_host = any("host" in row for row in rows)
     columns = {
@@ -104,7 +110,7 @@ def _leases(rows: list[dict[str, Any]]) -> Any:
             _span(row),
             row["protocol"],
             row["purpose"],
-            f"{row['expires_in']} s",
+            _left(row["expires_in"]),
             *host,
             row["id"],
         )

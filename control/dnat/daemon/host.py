@@ -7,10 +7,11 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dnat.config import HostSettings
 from dnat.daemon import attachments
+from dnat.daemon.credentials import load_credentials
 from dnat.daemon.leasing import Leasing, RefusedError, boottime
 from dnat.daemon.mappings import Mapping, Mappings, holds, lease_of, unmapped
 from dnat.daemon.pool import PoolKeeper, low_water
@@ -25,6 +26,9 @@ from dnat.system import links
 from dnat.system.host import ensure_host_network
 from dnat.system.links import Uplink
 from dnat.types import Lease, Parity, PortRange, Protocol, Purpose
+
+if TYPE_CHECKING:
+    from dnat.daemon.metrics import Measured
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +51,8 @@ class HostRole:
         self._tasks: list[asyncio.Task[None]] = []
         self.on_change: Callable[[], None] = lambda: None
         """Called after a change of the leases has reached the kernel."""
+        self.host_id: bytes
+        """Who this host is to the server."""
         self._uplink: Uplink
         self._mappings: Mappings
         self._leasing: Leasing
@@ -58,10 +64,12 @@ class HostRole:
         self._uplink = await self._privileged.run(links.default_gateway, self._settings.interface)
         lan = await self._privileged.run(links.interface, self._uplink.interface)
         server = IPv4Address(self._settings.server) if self._settings.server else self._uplink.gateway
-        host_id = self._instance.host_id(lan.mac or "")
+        self.host_id = self._instance.host_id(lan.mac or "")
         self._mappings = Mappings(self._instance.mappings)
-        self._leasing = Leasing(host_id, server, self._instance.saved_leases, self._lacking.set)
-        await self._leasing.open(self._uplink.address)
+        saved, key_path = self._instance.saved_leases, self._instance.key_file
+        credentials = load_credentials(self._settings, key_path, self._uplink.address)
+        self._leasing = Leasing(self.host_id, server, saved, self._lacking.set, credentials, key_path)
+        await self._leasing.open(self._uplink.address, self._uplink.interface)
         adopted = self._leasing.adopt_saved()
         try:
             await self._obtain(adopted)
@@ -117,6 +125,20 @@ class HostRole:
         granted = await self._leasing.request(want)
         await self._apply()
         return {"lease": self._describe(granted.lease), "fewer": granted.fewer}
+
+    @property
+    def leasing(self) -> Leasing:
+        """The agent."""
+        return self._leasing
+
+    def measure(self, into: Measured) -> None:
+        """Figures of this role."""
+        into.packets["host"] = self.counters
+        into.messages["agent"] = self.pap_counters
+        into.leases["host"] = [
+            (str(each.address), each.purpose, each.protocol, len(each.ports)) for each in self._leasing.leases
+        ]
+        into.bindings = len(self._plane.bindings(time.monotonic()))
 
     def lease_ids(self, ranges: Sequence[PortRange]) -> list[int]:
         """The leases that hold these ports. Raises UsageError where there is none."""

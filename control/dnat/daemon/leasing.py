@@ -6,20 +6,27 @@ import asyncio
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable
 from ipaddress import IPv4Address
 from pathlib import Path
 
+from dnat import key_file
 from dnat.daemon.alarm import Alarm
 from dnat.daemon.pap_socket import PapSocket
 from dnat.daemon.saved_leases import load_leases, save_leases
 from dnat.errors import PeerError
 from dnat.pap import events
 from dnat.pap.agent import Agent
+from dnat.pap.auth import Key
+from dnat.pap.credentials import Credentials
 from dnat.pap.messages import AGENT_PORT, SERVER_PORT, Result, Want
 from dnat.types import Lease
 
 log = logging.getLogger(__name__)
+
+BUSY_SECONDS = 20.0
+"""How long a server may say that it is busy: all hosts come back at once after a power cut."""
 
 
 def boottime() -> float:
@@ -39,8 +46,18 @@ class RefusedError(PeerError):
 class Leasing:
     """Keeps a host's leases alive and saves them, so that a restarted daemon goes on with them."""
 
-    def __init__(self, host_id: bytes, server: IPv4Address, saved: Path, changed: Callable[[], None]) -> None:
-        self._agent = Agent(host_id, draw=lambda: secrets.randbits(64))
+    def __init__(
+        self,
+        host_id: bytes,
+        server: IPv4Address,
+        saved: Path,
+        changed: Callable[[], None],
+        credentials: Credentials,
+        key_file: Path,
+    ) -> None:
+        self._agent = Agent(host_id, lambda: secrets.randbits(64), credentials)
+        self._credentials = credentials
+        self._key_file = key_file
         self._server = server
         self._saved = saved
         self._changed = changed
@@ -48,6 +65,7 @@ class Leasing:
         self._requests: dict[int, asyncio.Future[events.Granted]] = {}
         self._releases: dict[int, asyncio.Future[None]] = {}
         self._resume: asyncio.Future[None] | None = None
+        self._counters: Counter[str] = Counter()
         self._socket: PapSocket
 
     @property
@@ -60,11 +78,27 @@ class Leasing:
 
     @property
     def counters(self) -> dict[str, int]:
-        return dict(self._agent.counters)
+        return dict(self._agent.counters + self._socket.counters + self._counters)
 
-    async def open(self, address: IPv4Address) -> None:
+    @property
+    def key(self) -> Key | None:
+        """The key that is in use."""
+        return self._credentials.key
+
+    def use_key(self, key: Key | None) -> None:
+        """Use another key from now on."""
+        self._credentials.key = key
+        self._pump()
+
+    def change_key(self) -> bool:
+        """Agree with the server on a new key; False if that is not possible now."""
+        asked = self._agent.change_key(boottime())
+        self._pump()
+        return asked
+
+    async def open(self, address: IPv4Address, interface: str) -> None:
         """Open the agent's socket on the LAN address. Raises PlatformError."""
-        self._socket = await PapSocket.open(address, AGENT_PORT, self._received)
+        self._socket = await PapSocket.open(address, AGENT_PORT, self._received, interface)
 
     def adopt_saved(self) -> bool:
         """Take up the leases that an earlier daemon left; False when there are none that still stand."""
@@ -83,7 +117,17 @@ class Leasing:
         await self._resume
 
     async def request(self, want: Want) -> events.Granted:
-        """Ask for ports. Raises RefusedError, or PeerError when nobody answers."""
+        """Ask for ports, of a busy server several times. Raises RefusedError, or PeerError when nobody answers."""
+        patient_until = boottime() + BUSY_SECONDS
+        while True:
+            try:
+                return await self._request(want)
+            except RefusedError as refused:
+                if refused.result is not Result.BUSY or boottime() >= patient_until:
+                    raise
+                await asyncio.sleep((refused.retry_after or 1) * (0.5 + secrets.randbelow(1000) / 1000))
+
+    async def _request(self, want: Want) -> events.Granted:
         ticket = self._agent.want(want, boottime())
         self._requests[ticket] = asyncio.get_running_loop().create_future()
         self._pump()
@@ -104,7 +148,7 @@ class Leasing:
 
     def _received(self, datagram: bytes, source: tuple[IPv4Address, int]) -> None:
         if source != (self._server, SERVER_PORT):
-            self._agent.counters["not-from-server"] += 1
+            self._counters["not-from-server"] += 1
             return
         self._agent.receive(datagram, boottime())
         self._pump()
@@ -115,11 +159,11 @@ class Leasing:
 
     def _pump(self) -> None:
         """Send what the core wants sent, and act on what happened."""
-        for datagram in self._agent.datagrams():
-            self._socket.send(datagram, (self._server, SERVER_PORT))
         happened = self._agent.events()
         for event in happened:
             self._act(event)
+        for datagram in self._agent.datagrams():
+            self._socket.send(datagram, (self._server, SERVER_PORT))
         if happened:
             self._save()
             self._changed()
@@ -138,7 +182,10 @@ class Leasing:
             case events.Granted(ticket=ticket):
                 if future := self._requests.pop(ticket, None):
                     future.set_result(event)
-            case events.Refused(ticket=ticket):
+            case events.Refused(ticket=None):
+                if self._resume is not None and not self._resume.done():
+                    self._resume.set_exception(RefusedError(_refusal(event), event.result, event.retry_after))
+            case events.Refused(ticket=int(ticket)):
                 self._fail(ticket, RefusedError(_refusal(event), event.result, event.retry_after))
             case events.Unanswered(ticket=ticket, attempts=attempts):
                 self._unanswered(ticket, attempts)
@@ -150,6 +197,9 @@ class Leasing:
                     released.set_result(None)
             case events.Lost(lease=lease, reason=reason):
                 log.warning("lost %s:%s (%s)", lease.address, lease.ports, reason)
+            case events.KeyAgreed(key=key):
+                key_file.save(self._key_file, key)
+                log.info("agreed with the server on key %s", key.label)
             case events.EpochLost():
                 log.warning("the server lost its leases: registering ours again")
             case _:
@@ -160,6 +210,11 @@ class Leasing:
             f"no PAP server answered at {self._server}, asked {attempts} times. Is dnat up there with the role"
             ' "server"? If it is elsewhere, set host.server in /etc/dnat/dnat.toml'
         )
+        if self._agent.disbelieved is not None and self._credentials.key is not None:
+            error = PeerError(
+                f"{self._server} does not show that it has this host's key {self._credentials.key.label}, and refuses"
+                f" ({self._agent.disbelieved.label}). If its operator has removed the key: dnatctl key forget, here"
+            )
         if ticket is not None:
             self._fail(ticket, error)
         elif self._resume is not None and not self._resume.done():
@@ -181,6 +236,8 @@ _ADVICE = {
     Result.PORT_TAKEN: "another host has it: ask for other ports; `dnatctl show owners` on the server says who",
     Result.PORT_HELD: "it was freed a moment ago and is kept back for a while",
     Result.OUTSIDE_POOL: "the server does not give out these ports; see server.ports and server.specific_ports there",
+    Result.KEY_REQUIRED: "this host needs a key: `dnatctl key add NAME` there, `dnatctl key install` here",
+    Result.NOT_AUTHORIZED: "its operator has to allow this host: `dnatctl key list` there",
     Result.QUOTA_EXCEEDED: "release ports that are not needed: dnatctl release",
 }
 

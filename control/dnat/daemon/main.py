@@ -14,26 +14,31 @@ import os
 import signal
 import socket
 import sys
-from ipaddress import IPv4Address, IPv4Network
-from typing import Any, TypeVar
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dnat import __version__, pid_file
 from dnat.config import Config
 from dnat.daemon.api import ApiServer
 from dnat.daemon.host import HostRole
+from dnat.daemon.key_methods import KeyMethods
+from dnat.daemon.lease_methods import LeaseMethods
 from dnat.daemon.privileged import Privileged
 from dnat.daemon.router import RouterRole
-from dnat.daemon.server import ServerRole, pool
+from dnat.daemon.server import LanAddress, ServerRole, pool
 from dnat.daemon.sip import SipRole
 from dnat.dataplane import loader
 from dnat.errors import DnatError, PlatformError, UsageError, error_kind
 from dnat.instance import Instance
 from dnat.pap.messages import Want
-from dnat.store import SqliteStore
+from dnat.store import KeyStore, SqliteStore
 from dnat.system import links
 from dnat.system.journal import Journal
 from dnat.teardown import tear_down
 from dnat.types import Parity, PortRange, Protocol, Purpose
+
+if TYPE_CHECKING:
+    from dnat.daemon.metrics import Measured, MetricsServer
 
 log = logging.getLogger(__name__)
 
@@ -56,15 +61,23 @@ class Daemon:
         self._router: RouterRole | None = None
         self._host: HostRole | None = None
         self._sip: SipRole | None = None
+        self._metrics: MetricsServer | None = None
         self._api = ApiServer(
             instance.socket,
-            readers={"show": self._show, "status": self._status, "sip": self._describe_sip},
+            readers={
+                "show": self._show,
+                "status": self._status,
+                "sip": self._describe_sip,
+                "metrics": self._exposition,
+            },
             writers={
                 "request": self._request,
                 "release": self._release_leases,
                 "map": self._map,
                 "unmap": self._unmap,
                 "stop": self._stop,
+                **KeyMethods(instance, lambda: self._server, lambda: self._host).methods(),
+                **LeaseMethods(lambda: self._server).methods(),
             },
         )
 
@@ -99,6 +112,10 @@ class Daemon:
             if "sip" in self._config.roles:
                 self._sip = SipRole(self._instance, self._config.sip, self._host, self._privileged)
                 await self._sip.start()
+        if (listen := self._config.metrics.endpoint) is not None:
+            from dnat.daemon.metrics import MetricsServer
+
+            self._metrics = MetricsServer(listen, self._measure, self._config.roles)
         await self._api.start()
 
     async def run(self) -> None:
@@ -111,6 +128,8 @@ class Daemon:
         self._api.stop()
         if self._sip is not None:
             await self._sip.stop()
+        if self._metrics is not None:
+            await self._metrics.stop()
         if self._host is not None:
             await self._host.stop(release=self._release)
         if self._router is not None:
@@ -125,9 +144,9 @@ class Daemon:
     async def _start_server(self) -> None:
         """Server, and router beside it: routers know of a lease before the host that holds it does."""
         settings = self._config.server
-        store = SqliteStore(self._instance.store)
-        listen, network = await self._privileged.run(_server_address, self._config)
-        self._server = server = ServerRole(settings, store, listen, network)
+        store = SqliteStore(self._instance.store, settings.retention_days * 86400.0)
+        lan = await self._privileged.run(_server_address, self._config)
+        self._server = server = ServerRole(settings, store, KeyStore(self._instance.key_store), lan)
         records = await server.load()
         if "router" in self._config.roles:
             leasable = pool(settings)
@@ -136,7 +155,7 @@ class Daemon:
                 self._config.router,
                 self._privileged,
                 leasable.addresses,
-                leasable.ports + leasable.specific,
+                leasable.ranges,
                 server.offence,
             )
             await self._router.start(records)
@@ -158,6 +177,7 @@ class Daemon:
             "pid": os.getpid(),
             "roles": list(self._config.roles),
             "summary": self._summaries(),
+            "host_id": self._host.host_id.hex() if self._host is not None else None,
         }
 
     async def _show(self) -> dict[str, Any]:
@@ -191,6 +211,23 @@ class Daemon:
             document["router"] = self._router.describe()
         document["external_addresses"] = [str(address) for address in addresses]
         return document
+
+    async def _measure(self) -> Measured:
+        from dnat.daemon.metrics import Measured
+
+        measured = Measured()
+        if self._server is not None:
+            self._server.measure(measured)
+        if self._host is not None:
+            self._host.measure(measured)
+        if self._router is not None:
+            measured.packets["router"] = self._router.counters
+        return measured
+
+    async def _exposition(self) -> dict[str, Any]:
+        from dnat.daemon.metrics import exposition
+
+        return {"text": exposition(await self._measure(), self._config.roles)}
 
     async def _request(
         self,
@@ -251,20 +288,20 @@ def _port(number: int) -> int:
     return number
 
 
-def _server_address(config: Config) -> tuple[IPv4Address, IPv4Network]:
-    """The LAN address to serve, and its network. Raises PlatformError."""
+def _server_address(config: Config) -> LanAddress:
+    """The LAN address to serve. Raises PlatformError."""
     if config.server.listen:
         wanted = IPv4Address(config.server.listen)
         for link in links.interfaces():
             for address in link.addresses:
                 if address.ip == wanted:
-                    return wanted, address.network
+                    return LanAddress(link.name, wanted, address.network)
         raise PlatformError(f"server.listen: {wanted} is no address of this machine")
     name = config.router.lan or links.default_gateway().interface
     addresses = links.interface(name).addresses
     if not addresses:
         raise PlatformError(f"{name} has no IPv4 address yet: give it its LAN address first")
-    return addresses[0].ip, addresses[0].network
+    return LanAddress(name, addresses[0].ip, addresses[0].network)
 
 
 class Readiness:

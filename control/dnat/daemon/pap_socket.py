@@ -3,47 +3,98 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import struct
+from collections import Counter
 from collections.abc import Callable
 from ipaddress import IPv4Address
-from typing import cast
 
 from dnat.errors import PlatformError
 
 Receiver = Callable[[bytes, tuple[IPv4Address, int]], None]
 
+AT_ONCE = 64
+"""Datagrams taken in before everything else gets its turn: a flood must not starve commits and timers."""
+BUFFER = 4 * 1024 * 1024
+"""Octets the kernel keeps for us: what a thousand hosts say at the same moment."""
+_LARGEST = 2048
+"""Octets of a datagram that are looked at; a message has at most 1,200."""
+_PKTINFO = struct.Struct("=i4s4s")
+_IP_PKTINFO = 8
+"""ip(7); not in the socket module of Python 3.11."""
+_SO_RCVBUFFORCE = 33
 
-class PapSocket(asyncio.DatagramProtocol):
-    """Hands each datagram to a receiver; sends datagrams. Errors of single sends are the network's: PAP repeats."""
 
-    def __init__(self, receiver: Receiver) -> None:
+class PapSocket:
+    """Hands each datagram of the LAN to a receiver; sends datagrams.
+
+    Errors of single sends are the network's: PAP repeats. Linux delivers to a LAN address whatever interface a datagram
+    came in on (ip(7), weak host model), so that is looked at here.
+    """
+
+    def __init__(self, opened: socket.socket, receiver: Receiver, interface: str) -> None:
+        self.counters: Counter[str] = Counter()
+        """Datagrams that were dropped, by reason."""
+        self._socket = opened
         self._receiver = receiver
-        self._transport: asyncio.DatagramTransport | None = None
+        self._interface = interface
+        self._indexes: set[int] = set()
+        self._learn_indexes()
+        asyncio.get_running_loop().add_reader(opened, self._readable)
 
     @classmethod
-    async def open(cls, address: IPv4Address, port: int, receiver: Receiver) -> PapSocket:
-        """Bind to ``address``. Raises PlatformError."""
-        loop = asyncio.get_running_loop()
+    async def open(cls, address: IPv4Address, port: int, receiver: Receiver, interface: str) -> PapSocket:
+        """Bind to ``address``, and listen to what comes in on its interface. Raises PlatformError."""
+        opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
-            _, protocol = await loop.create_datagram_endpoint(lambda: cls(receiver), local_addr=(str(address), port))
+            opened.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+            with contextlib.suppress(PermissionError):
+                opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, BUFFER)
+            opened.bind((str(address), port))
+            return cls(opened, receiver, interface)
         except OSError as error:
+            opened.close()
             raise PlatformError(
                 f"UDP port {port} of {address} cannot be opened ({error.strerror}): is another program using it?"
             ) from None
-        return protocol
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.DatagramTransport, transport)
-
-    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        self._receiver(data, (IPv4Address(addr[0]), addr[1]))
-
-    def error_received(self, exc: Exception) -> None:
-        """ICMP errors say no more than silence does."""
 
     def send(self, datagram: bytes, to: tuple[IPv4Address, int]) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.sendto(datagram, (str(to[0]), to[1]))
+        with contextlib.suppress(OSError):
+            self._socket.sendto(datagram, (str(to[0]), to[1]))
 
     def close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
+        if self._socket.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self._socket)
+            self._socket.close()
+
+    def _readable(self) -> None:
+        for _ in range(AT_ONCE):
+            try:
+                data, control, _, source = self._socket.recvmsg(_LARGEST, socket.CMSG_SPACE(_PKTINFO.size))
+            except BlockingIOError:
+                return
+            except OSError:
+                continue  # an ICMP error says no more than silence does
+            if self._is_of_the_lan(control):
+                self._receiver(data, (IPv4Address(source[0]), source[1]))
+                if self._socket.fileno() < 0:
+                    return
+            else:
+                self.counters["wrong-interface"] += 1
+
+    def _is_of_the_lan(self, control: list[tuple[int, int, bytes]]) -> bool:
+        for level, kind, value in control:
+            if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
+                index = _PKTINFO.unpack(value[: _PKTINFO.size])[0]
+                if index not in self._indexes:
+                    self._learn_indexes()
+                return index in self._indexes
+        return False
+
+    def _learn_indexes(self) -> None:
+        """The interface's index, which changes when it is made anew; and that of ``lo``, for a host on this machine."""
+        self._indexes = set()
+        for name in (self._interface, "lo"):
+            with contextlib.suppress(OSError):
+                self._indexes.add(socket.if_nametoindex(name))

@@ -7,25 +7,44 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dnat.config import ServerSettings, port_ranges
+from dnat.daemon.agreement import X25519Agreement
 from dnat.daemon.alarm import Alarm
 from dnat.daemon.pap_socket import PapSocket
 from dnat.leases.pool import Pool
 from dnat.leases.records import LeaseRecord
 from dnat.leases.table import LeaseTable
 from dnat.pap.answers import Step
+from dnat.pap.guard import Guard, Limits, Mode
+from dnat.pap.keyring import KeyChange, Keyring
+from dnat.pap.limits import Rate
 from dnat.pap.messages import SERVER_PORT, Result
-from dnat.pap.server import Policy, Server
-from dnat.store import State, Store, StoreError
-from dnat.types import Protocol
+from dnat.pap.policy import Policy, Reservation
+from dnat.pap.server import Server
+from dnat.store import KeyStore, Period, State, Store, StoreError, Tenure
+from dnat.types import PortRange, Protocol
+
+if TYPE_CHECKING:
+    from dnat.daemon.metrics import Measured
 
 log = logging.getLogger(__name__)
 
 STORE_RETRY_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LanAddress:
+    """Where a server listens."""
+
+    interface: str
+    ip: IPv4Address
+    network: IPv4Network
 
 
 class ServerRole:
@@ -36,31 +55,54 @@ class ServerRole:
     store holds, and the hosts are told STORE-FAILED.
     """
 
-    def __init__(self, settings: ServerSettings, store: Store, listen: IPv4Address, network: IPv4Network) -> None:
-        networks = tuple(IPv4Network(text) for text in settings.networks) or (network,)
-        self._listen = listen
+    def __init__(self, settings: ServerSettings, store: Store, key_store: KeyStore, lan: LanAddress) -> None:
+        networks = tuple(IPv4Network(text) for text in settings.networks) or (lan.network,)
+        self._lan = lan
         self._store = store
-        self._policy = Policy(networks=networks, lifetime=settings.lifetime)
+        self._key_store = key_store
+        self._mode = Mode(settings.authentication)
+        self._limits = Limits(
+            host=Rate(settings.requests_per_second, 5 * settings.requests_per_second),
+            leases=Rate(settings.new_leases_per_second, 2 * settings.new_leases_per_second),
+        )
+        self._policy = Policy(
+            networks=networks,
+            lifetime=settings.lifetime,
+            max_leases_per_host=settings.leases_per_host,
+            max_ports_per_host=settings.ports_per_host,
+            reservations=tuple(
+                Reservation(PortRange.parse(each.ports), frozenset(each.hosts), each.permanent)
+                for each in settings.reserved
+            ),
+        )
         self._pool = pool(settings)
         self._hold_down = float(settings.hold_down)
         self._alarm = Alarm(self._tick, time.time)
         self._steps: list[Step] = []
         self._work = asyncio.Event()
         self._committer: asyncio.Task[None] | None = None
+        self._waiting: list[asyncio.Future[None]] = []
         self._core: Server
+        self._guard: Guard
+        self._epoch_start = 0.0
         self._socket: PapSocket
 
     async def load(self) -> tuple[LeaseRecord, ...]:
         """Open the store and take up what it holds. Raises StoreError."""
-        state = await self._store.open(time.time())
-        self._core = Server(self._table(state), lambda: secrets.randbits(64), self._policy, state.epoch_start)
+        now = time.time()
+        state, keys = await self._store.open(now), await self._key_store.open()
+        keyring = Keyring(_draw, keys.records)
+        self._guard = Guard(self._mode, keyring, keys.cookie_secret, X25519Agreement, now, self._limits)
+        self._epoch_start = state.epoch_start
+        self._core = Server(self._table(state), _draw, self._policy, state.epoch_start, self._guard)
         return state.records
 
     async def listen(self) -> None:
         """Open the socket: from here on hosts are served. Raises PlatformError."""
-        self._socket = await PapSocket.open(self._listen, SERVER_PORT, self._received)
+        self._socket = await PapSocket.open(self._lan.ip, SERVER_PORT, self._received, self._lan.interface)
         self._committer = asyncio.create_task(self._commit())
-        self._take_back_strays()
+        if strays := self._core.invalidate_strays(time.time()):
+            log.warning("took back %d leases that the configured pool does not have", strays)
         self._tick()
 
     async def stop(self) -> None:
@@ -72,11 +114,17 @@ class ServerRole:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._committer
         await self._store.close()
+        await self._key_store.close()
 
     def summary(self) -> str:
         """What this server does, in one line."""
         addresses = ", ".join(str(address) for address in self._pool.addresses)
-        return f"serving ports of {addresses} at {self._listen}, {len(self._core.table)} leases"
+        leases = f"{len(self._core.table)} leases"
+        return f"serving ports of {addresses} at {self._lan.ip}, {leases}, {self._mode.value}{self._drain_state()}"
+
+    def _drain_state(self) -> str:
+        drained = ", ".join(map(str, self._core.table.drained))
+        return ", draining" if self._core.draining else f", draining {drained}" if drained else ""
 
     @property
     def external_addresses(self) -> tuple[IPv4Address, ...]:
@@ -84,7 +132,25 @@ class ServerRole:
 
     @property
     def counters(self) -> dict[str, int]:
-        return dict(self._core.counters)
+        return dict(self._core.counters + self._socket.counters)
+
+    @staticmethod
+    def now() -> float:
+        """The clock of leases and keys: seconds since 1970."""
+        return time.time()
+
+    @property
+    def keyring(self) -> Keyring:
+        return self._guard.keyring
+
+    async def change_keys(self, changes: tuple[KeyChange, ...]) -> None:
+        """Make changes of the keyring durable. Raises StoreError."""
+        self._core.change_keys(changes, time.time())
+        await self._durable()
+
+    def leases_of(self, host_ids: Iterable[bytes]) -> list[int]:
+        """The leases of hosts."""
+        return [record.id for host_id in host_ids for record in self._core.table.of_host(host_id)]
 
     def records(self) -> Sequence[LeaseRecord]:
         """Every lease that stands."""
@@ -95,10 +161,41 @@ class ServerRole:
         self._core.offence(host, address, port, protocol, time.time())
         self._pump()
 
-    def invalidate(self, lease_ids: Sequence[int], reason: Result) -> None:
-        """Take leases back."""
-        self._core.invalidate(lease_ids, reason, time.time())
-        self._pump()
+    async def invalidate(self, lease_ids: Sequence[int], reason: Result, text: str | None = None) -> None:
+        """Take leases back; returns when that is durable and the hosts have been told once. Raises StoreError."""
+        self._core.invalidate(lease_ids, reason, time.time(), text)
+        await self._durable()
+
+    async def drain(self, addresses: frozenset[IPv4Address] | None) -> int:
+        """Grant nothing new, or nothing of some addresses, whose leases are taken back; returns how many were.
+
+        None ends draining of either kind. Raises StoreError.
+        """
+        self._core.draining = addresses is not None and not addresses
+        taken = self._core.drain(addresses or frozenset(), time.time())
+        await self._durable()
+        return taken
+
+    def measure(self, into: Measured) -> None:
+        """Figures of this role."""
+        table, keyring = self._core.table, self.keyring
+        into.messages["server"] = self.counters
+        into.leases["server"] = [
+            (str(each.address), each.purpose, each.protocol, len(each.ports)) for each in self.records()
+        ]
+        ports = sum(len(each) for each in self._pool.ranges)
+        into.pool = {str(address): ports for address in self._pool.addresses}
+        into.holds = len(table.holds)
+        into.keys = dict(Counter(record.state.value for record in keyring))
+        into.epoch_start = self._epoch_start
+
+    async def tenures(self, period: Period) -> list[Tenure]:
+        """What the log of blocks says. Raises StoreError."""
+        return await self._store.tenures(period)
+
+    def name_of(self, host_id: bytes) -> str | None:
+        """What the host's key is called, if it has one."""
+        return next((record.name for record in self.keyring.of_host(host_id)), None)
 
     def describe_leases(self) -> list[dict[str, Any]]:
         """The leases for ``show``."""
@@ -135,12 +232,6 @@ class ServerRole:
         table.load(state.records, state.holds)
         return table
 
-    def _take_back_strays(self) -> None:
-        """The configuration no longer has these addresses or ports: tell the hosts at once."""
-        if strays := [record.id for record in self._core.table.strays()]:
-            log.warning("%d leases are outside of the configured pool and are taken back", len(strays))
-            self.invalidate(strays, Result.ADDRESS_CHANGED)
-
     def _received(self, datagram: bytes, source: tuple[IPv4Address, int]) -> None:
         self._core.receive(datagram, source, time.time())
         self._pump()
@@ -155,6 +246,14 @@ class ServerRole:
             self._work.set()
         self._alarm.set(self._core.next_deadline)
 
+    async def _durable(self) -> None:
+        """Wait until everything decided so far is durable. Raises StoreError."""
+        waiting = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiting)
+        self._pump()
+        self._work.set()
+        await waiting
+
     def _take(self) -> list[Step]:
         steps, self._steps = self._steps, []
         return steps
@@ -165,18 +264,27 @@ class ServerRole:
             await self._work.wait()
             self._work.clear()
             steps = self._take()
+            waiting, self._waiting = self._waiting, []
+            keys = [change for step in steps for change in step.keys]
             changes = [change for step in steps for change in step.changes]
             try:
+                if keys:
+                    await self._key_store.transact(keys)
                 if changes:
                     await self._store.transact(changes)
             except StoreError as error:
                 log.error("%s", error)
+                for each in waiting:
+                    each.set_exception(error)
                 await self._fall_back(steps)
                 continue
             for step in steps:
                 for datagram, to in step.datagrams:
                     self._socket.send(datagram, to)
                 self._core.committed(step, time.time())
+            for each in waiting:
+                if not each.done():
+                    each.set_result(None)
             self._pump()
 
     async def _fall_back(self, steps: list[Step]) -> None:
@@ -184,7 +292,7 @@ class ServerRole:
         while True:
             self._refuse(steps)
             try:
-                state = await self._store.open(time.time())
+                state, keys = await self._store.open(time.time()), await self._key_store.open()
             except StoreError as error:
                 log.error("%s", error)
                 await asyncio.sleep(STORE_RETRY_SECONDS)
@@ -193,6 +301,7 @@ class ServerRole:
             # What came meanwhile was decided on a table that never was. Nothing is awaited from here on.
             self._refuse(self._take())
             self._core.reset_table(self._table(state), time.time())
+            self._guard.keyring = Keyring(_draw, keys.records)
             self._pump()
             return
 
@@ -204,10 +313,16 @@ class ServerRole:
                 self._socket.send(datagram, to)
 
 
+def _draw() -> int:
+    return secrets.randbits(64)
+
+
 def pool(settings: ServerSettings) -> Pool:
     """The ports that a configuration puts into the pool."""
     return Pool(
         addresses=tuple(IPv4Address(text) for text in settings.external_addresses),
         ports=port_ranges(settings.ports, "configuration", "server.ports"),
         specific=port_ranges(settings.specific_ports, "configuration", "server.specific_ports"),
+        reserved=tuple(PortRange.parse(each.ports) for each in settings.reserved),
+        excluded=port_ranges(settings.excluded_ports, "configuration", "server.excluded_ports"),
     )

@@ -77,6 +77,9 @@ class Topology:
     sip: str | None = None
     """``proxy`` or ``redirect``: what the node ``sip`` is beside being a host."""
 
+    authentication: str = "open"
+    """The server's mode: ``open``, ``tofu`` or ``strict``."""
+
     def __post_init__(self) -> None:
         if not _PREFIX.fullmatch(self.prefix):
             raise UsageError(
@@ -107,7 +110,7 @@ class Topology:
             (Port("lan", "lan", _in(LAN, ROUTER_LAN)), Port("wan", "wan", _in(WAN, ROUTER_WAN))),
             routes=((_ANYWHERE, EXT),),
             roles=("server", "router"),
-            configuration=_router_configuration(self.external),
+            configuration=_router_configuration(self.external, self.authentication),
         )
         ext = Node("ext", (Port("eth0", "wan", _in(WAN, EXT)),), routes=routed)
         phones = [_host(f"phone{n}", address) for n, address in enumerate(_phone_addresses(self.phones), 1)]
@@ -166,12 +169,13 @@ def _in(network: IPv4Network, address: IPv4Address) -> IPv4Interface:
     return IPv4Interface((address, network.prefixlen))
 
 
-def _router_configuration(external: IPv4Address) -> str:
+def _router_configuration(external: IPv4Address, authentication: str) -> str:
     return f"""\
 roles = ["server", "router"]
 
 [server]
 external_addresses = ["{external}"]
+authentication = "{authentication}"
 
 [router]
 lan = "lan"

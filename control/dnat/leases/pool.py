@@ -25,12 +25,31 @@ class Pool:
     """Granted by count or by number."""
     specific: tuple[PortRange, ...] = ()
     """Granted only to who asks for them by number (5060 of a SIP server)."""
+    reserved: tuple[PortRange, ...] = ()
+    """The same, and only to hosts that the server's policy names."""
+    excluded: tuple[PortRange, ...] = ()
+    """Never granted, whatever the others say."""
 
     def __post_init__(self) -> None:
         if not self.addresses or len(set(self.addresses)) != len(self.addresses):
             raise ValueError("a pool needs external addresses, each once")
         if not self.ports:
             raise ValueError("a pool needs ports")
+
+    @property
+    def by_count(self) -> int:
+        """What may be granted to who asks for a number of ports, as a bitmap."""
+        return bitmap.union(self.ports) & ~bitmap.union((*self.reserved, *self.excluded))
+
+    @property
+    def by_number(self) -> int:
+        """What may be granted to who asks for particular ports, as a bitmap."""
+        return bitmap.union((*self.ports, *self.specific, *self.reserved)) & ~bitmap.union(self.excluded)
+
+    @property
+    def ranges(self) -> tuple[PortRange, ...]:
+        """All that may be leased."""
+        return tuple(bitmap.ranges(self.by_number))
 
 
 def classes(protocol: Protocol) -> tuple[Protocol, ...]:

@@ -87,6 +87,8 @@ class HoldRecord:
     address: IPv4Address
     ports: PortRange
     protocol: Protocol
+    purpose: Purpose
+    """What the range was used for: its holder gets it back for the same."""
     host_id: bytes
     """The former holder."""
     until: float

@@ -37,6 +37,7 @@ REMEMBERED = 65536
 
 FormerKey = tuple[bytes, Protocol, Purpose, int]
 _Key = TypeVar("_Key")
+_Host = TypeVar("_Host", bytes, IPv4Address)
 
 
 class LeaseTable:
@@ -45,12 +46,15 @@ class LeaseTable:
     def __init__(self, pool: Pool, hold: float = HOLD) -> None:
         self.pool = pool
         self.hold = hold
-        self._by_count = bitmap.union(pool.ports)
-        self._by_number = self._by_count | bitmap.union(pool.specific)
+        self.drained: frozenset[IPv4Address] = frozenset()
+        """External addresses of which nothing is granted any more."""
+        self._by_count = pool.by_count
+        self._by_number = pool.by_number
         self._spaces = {address: AddressSpace() for address in pool.addresses}
         self._leases: dict[int, LeaseRecord] = {}
         self._holds: dict[HoldKey, HoldRecord] = {}
         self._leases_of: dict[bytes, dict[int, None]] = {}
+        self._leases_at: dict[IPv4Address, dict[int, None]] = {}
         self._holds_of: dict[bytes, dict[HoldKey, None]] = {}
         self._transactions: dict[tuple[bytes, int], int] = {}
         self._former: OrderedDict[FormerKey, tuple[IPv4Address, PortRange]] = OrderedDict()
@@ -74,6 +78,10 @@ class LeaseTable:
 
     def of_host(self, host_id: bytes) -> tuple[LeaseRecord, ...]:
         return tuple(self._leases[each] for each in self._leases_of.get(host_id, ()))
+
+    def at(self, host: IPv4Address) -> tuple[LeaseRecord, ...]:
+        """The leases whose holder was last heard from at a LAN address."""
+        return tuple(self._leases[each] for each in self._leases_at.get(host, ()))
 
     def of_transaction(self, host_id: bytes, transaction: int) -> LeaseRecord | None:
         """The standing lease that a WANT with this transaction was granted."""
@@ -196,13 +204,16 @@ class LeaseTable:
     def _addresses_for(self, host_id: bytes, want: Want) -> list[IPv4Address]:
         """A host stays on one address (RFC 4787, REQ-2); a new one starts where the most ports are free."""
         if want.address is not None:
-            if want.address not in self.pool.addresses:
+            if want.address not in self.pool.addresses or want.address in self.drained:
                 raise LeaseRefused(Refusal.OUTSIDE_POOL)
             return [want.address]
-        if len(self.pool.addresses) == 1:
-            return list(self.pool.addresses)
+        served = [address for address in self.pool.addresses if address not in self.drained]
+        if not served:
+            raise LeaseRefused(Refusal.EXHAUSTED)
+        if len(served) == 1:
+            return served
         for record in self.of_host(host_id):
-            if record.address in self.pool.addresses:
+            if record.address in served:
                 return [record.address]
         former = [key[0] for key in self._holds_of.get(host_id, ())]
         if (remembered := self._former.get(_former_key(host_id, want))) is not None:
@@ -212,7 +223,7 @@ class LeaseTable:
             occupied = self._spaces[address].occupied(want.protocol)
             return address not in former, (occupied & self._by_count).bit_count()
 
-        return sorted(self.pool.addresses, key=rank)
+        return sorted(served, key=rank)
 
     def _free(self, host_id: bytes, address: IPv4Address, protocol: Protocol) -> int:
         """Ports that this host could be granted: not leased, and not held for another host."""
@@ -249,11 +260,12 @@ class LeaseTable:
         remembered = self._former.get(_former_key(host_id, want))
         if remembered is not None and remembered[0] == address:
             candidates.append(remembered[1])
-        candidates += [
-            ports
-            for where, ports, protocol in self._holds_of.get(host_id, ())
-            if where == address and protocol is want.protocol and len(ports) == want.count
+        held = [
+            self._holds[key]
+            for key in self._holds_of.get(host_id, ())
+            if key[0] == address and key[2] is want.protocol and len(key[1]) == want.count
         ]
+        candidates += [each.ports for each in sorted(held, key=lambda each: each.purpose is not want.purpose)]
         allowed = free & bitmap.starts_with(want.parity)
         for ports in candidates:
             if allowed >> ports.first & 1 and not bitmap.bits_of(ports) & ~free:
@@ -291,10 +303,15 @@ class LeaseTable:
         occupy(self._space(record.address).leased, record.ports, record.protocol)
         self._leases[record.id] = record
         self._leases_of.setdefault(record.host_id, {})[record.id] = None
+        self._leases_at.setdefault(record.host, {})[record.id] = None
         self._transactions[record.host_id, record.transaction] = record.id
         self._schedule(record.expires_at, record.id)
 
     def _replace(self, record: LeaseRecord) -> tuple[Change, ...]:
+        former = self._leases[record.id].host
+        if former != record.host:
+            _forget(self._leases_at, former, record.id)
+            self._leases_at.setdefault(record.host, {})[record.id] = None
         self._leases[record.id] = record
         self._schedule(record.expires_at, record.id)
         return (PutLease(record),)
@@ -303,6 +320,7 @@ class LeaseTable:
         vacate(self._space(record.address).leased, record.ports, record.protocol)
         del self._leases[record.id]
         _forget(self._leases_of, record.host_id, record.id)
+        _forget(self._leases_at, record.host, record.id)
         if self._transactions.get((record.host_id, record.transaction)) == record.id:
             del self._transactions[record.host_id, record.transaction]
         former: FormerKey = (record.host_id, record.protocol, record.purpose, len(record.ports))
@@ -310,7 +328,9 @@ class LeaseTable:
         self._former.move_to_end(former)
         if len(self._former) > REMEMBERED:
             self._former.popitem(last=False)
-        hold = HoldRecord(record.address, record.ports, record.protocol, record.host_id, now + self.hold)
+        hold = HoldRecord(
+            record.address, record.ports, record.protocol, record.purpose, record.host_id, now + self.hold
+        )
         self._add_hold(hold)
         return DropLease(record.id), PutHold(hold)
 
@@ -351,9 +371,9 @@ def _former_key(host_id: bytes, want: Want) -> FormerKey:
     return (host_id, want.protocol, want.purpose, want.count)
 
 
-def _forget(index: dict[bytes, dict[_Key, None]], host_id: bytes, key: _Key) -> None:
+def _forget(index: dict[_Host, dict[_Key, None]], host: _Host, key: _Key) -> None:
     """Remove a key from a host's set, and the set when it was the last: hosts come and go."""
-    of_host = index[host_id]
+    of_host = index[host]
     del of_host[key]
     if not of_host:
-        del index[host_id]
+        del index[host]

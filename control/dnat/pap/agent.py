@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterable
 
 from dnat.pap.backoff import Draw, jitter
 from dnat.pap.codec import CodecError, decode, encode
+from dnat.pap.credentials import Credentials
 from dnat.pap.epoch import EpochState, went_back
 from dnat.pap.events import (
     EpochLost,
     Event,
     Granted,
+    KeyAgreed,
     Lost,
     Refused,
     Released,
@@ -24,22 +26,28 @@ from dnat.pap.events import (
     Resumed,
     Unanswered,
 )
+from dnat.pap.memory import lease_info, names, remember
 from dnat.pap.messages import MAX_LEASES, Fault, LeaseInfo, Message, MessageType, Result, Want
-from dnat.pap.questions import Holding, Kind, Question
+from dnat.pap.questions import MAX_HURRIED, Holding, Kind, Question
 from dnat.pap.states import IllegalTransition, State, Trigger
 from dnat.types import Lease
 
 DEFER = 60.0
 """Seconds until a renewal that the server could not serve is asked again, at most."""
-REMEMBERED = 256
-"""Ended leases and obeyed INVALIDATEs that are remembered: a datagram that was overtaken revives nothing."""
+MAX_RENEWAL_WAIT = 43200.0
+"""Seconds: even a lease that does not expire is asked for twice a day, lest a lost store go unnoticed."""
 
 
 class Agent:
     """PAP for one host and one server."""
 
-    def __init__(self, host_id: bytes, draw: Draw) -> None:
-        """``host_id``: 16 octets, the same across restarts; ``draw``: 64 random bits per call."""
+    def __init__(self, host_id: bytes, draw: Draw, credentials: Credentials | None = None) -> None:
+        """``host_id``: 16 octets, the same across restarts; ``draw``: 64 random bits per call; without
+        credentials it shows no key and no cookie, and believes whatever comes.
+        """
+        self.credentials = credentials
+        self.disbelieved: Result | None = None
+        """The last refusal that could not be believed, for want of AUTH: a hint at what is wrong."""
         self.host_id = host_id
         self.counters: Counter[str] = Counter()
         """Datagrams that were dropped, by reason."""
@@ -50,6 +58,7 @@ class Agent:
         self._holdings: dict[int, Holding] = {}
         self._questions: dict[int, Question] = {}
         self._ended: OrderedDict[int, None] = OrderedDict()
+        self._given_up: OrderedDict[int, None] = OrderedDict()
         self._obeyed: OrderedDict[int, None] = OrderedDict()
         self._outbox: list[bytes] = []
         self._events: list[Event] = []
@@ -59,6 +68,7 @@ class Agent:
             Kind.REGAIN: self._regain_answered,
             Kind.RESUME: self._resume_answered,
             Kind.RELEASE: self._release_answered,
+            Kind.AGREE: self._agreement_refused,
         }
 
     # What the host does
@@ -89,7 +99,15 @@ class Agent:
             raise IllegalTransition(f"no lease {lease_id:x} is held")
         holding.trigger(Trigger.RELEASE)
         holding.next_at = None
-        self._ask(Kind.RELEASE, now, holding, leases=(_info(holding.lease),))
+        self._ask(Kind.RELEASE, now, holding, leases=(lease_info(holding.lease),))
+
+    def change_key(self, now: float) -> bool:
+        """Agree with the server on a new key; False if that is not possible now."""
+        credentials = self.credentials
+        if credentials is None or not credentials.may_offer(now):
+            return False
+        self._ask(Kind.AGREE, now, key_share=credentials.offer(now))
+        return True
 
     # What time and the network do
 
@@ -122,13 +140,18 @@ class Agent:
             message = decode(datagram)
         except CodecError as error:
             self.counters[error.result.label] += 1
-            if error.type == MessageType.INVALIDATE and error.transaction is not None:
-                self._acknowledge(error.transaction, error.result, error.unknown)
+            keyless = self.credentials is None or self.credentials.key is None
+            if error.type == MessageType.INVALIDATE and error.transaction is not None and keyless:
+                self._acknowledge(error.transaction, now, error.result, error.unknown)
             return
         if message.host_id not in (None, self.host_id):
             self.counters["foreign-host"] += 1
+        elif message.key_share is not None:
+            self._share_came(datagram, message, now)
+        elif (doubt := self._doubt(datagram, message, now)) is not None:
+            self.counters[doubt] += 1
         elif message.type is MessageType.INVALIDATE:
-            self._invalidated(message)
+            self._invalidated(message, now)
         elif message.type in (MessageType.RESPONSE, MessageType.ACK):
             self._answered(message, now)
         else:
@@ -161,24 +184,41 @@ class Agent:
         want: Want | None = None,
         leases: tuple[LeaseInfo, ...] = (),
         resume: bool = False,
+        key_share: bytes | None = None,
     ) -> None:
         type_ = MessageType.RELEASE if kind is Kind.RELEASE else MessageType.REQUEST
-        message = Message(type_, self._draw(), host_id=self.host_id, want=want, leases=leases, resume=resume)
+        message = Message(
+            type_, self._draw(), host_id=self.host_id, want=want, leases=leases, resume=resume, key_share=key_share
+        )
         question = Question(kind, message, about, now, self._draw)
         self._questions[question.transaction] = question
-        self._outbox.append(question.octets)
+        self._send(question.octets, now)
+
+    def _send(self, octets: bytes, now: float) -> None:
+        self._outbox.append(octets if self.credentials is None else self.credentials.seal(octets, now))
+
+    def _ask_again(self, question: Question, now: float) -> None:
+        """Ask at once, and better than before."""
+        if question.hurried < MAX_HURRIED:
+            question.hurried += 1
+            self._send(question.octets, now)
 
     def _repeat(self, question: Question, now: float) -> None:
         if question.exhausted:
+            if question.kind is Kind.AGREE:
+                self._agreement_ended(question)
+                return
             ticket = question.about[0].ticket if question.kind is Kind.WANT else None
             self._events.append(Unanswered(ticket, question.attempts))
             if not question.kind.endless:
                 self._close(question)
+                if question.kind is Kind.WANT:
+                    remember(self._given_up, question.transaction)
                 for holding in question.about:
                     self._end(holding, Trigger.GAVE_UP)
                 return
         question.repeated(now)
-        self._outbox.append(question.octets)
+        self._send(question.octets, now)
 
     def _renew_due(self, now: float) -> None:
         due = [each for each in self._holdings.values() if each.next_at is not None and each.next_at <= now]
@@ -188,7 +228,7 @@ class Agent:
             for holding in batch:
                 holding.trigger(Trigger.RENEWAL_DUE)
                 holding.next_at = None
-            infos = tuple(_info(each.lease) for each in batch if each.lease)
+            infos = tuple(lease_info(each.lease) for each in batch if each.lease)
             self._ask(Kind.RENEW, now, *batch, leases=infos)
         for holding in due:
             if holding.state is State.REGAINING:
@@ -215,9 +255,11 @@ class Agent:
         question = self._questions.get(message.transaction)
         if question is None or not question.open:
             self.counters["no-open-question"] += 1
+            if message.transaction in self._given_up:
+                self._give_back(message, now)
         elif message.type is not question.kind.answer:
             self.counters["unexpected-type"] += 1
-        else:
+        elif not self._is_about_credentials(question, message, now):
             last = self.epoch_state
             self.epoch_state = EpochState(message.epoch, now)
             if last is not None and went_back(last, message.epoch, question.asked_at):
@@ -296,7 +338,7 @@ class Agent:
         former = holding.lease.id
         del self._holdings[former]
         if former != info.id:
-            _remember(self._ended, former)
+            remember(self._ended, former)
         holding.trigger(Trigger.RENEWED)
         self._events.append(Renewed(self._hold(holding, info, question.asked_at, now), former))
 
@@ -305,7 +347,7 @@ class Agent:
             return  # the question stays open: the next repeat may find the server well
         self._close(question)
         if not message.result.ok:
-            self._events.append(Unanswered(None, question.attempts))
+            self._events.append(Refused(None, message.result, message.reason, message.retry_after))
             return
         leases = []
         for info in message.leases:
@@ -343,19 +385,84 @@ class Agent:
     def _is_over(self, info: LeaseInfo) -> bool:
         return not info.lifetime or info.id in self._ended
 
+    # Keys and cookies
+
+    def _share_came(self, datagram: bytes, message: Message, now: float) -> None:
+        """The server's half of a key agreement: what shows that it is genuine is the new key itself."""
+        credentials, question = self.credentials, self._questions.get(message.transaction)
+        if credentials is None or question is None or question.kind is not Kind.AGREE:
+            self.counters["no-open-question"] += 1
+            return
+        key = credentials.conclude(datagram, message, now)
+        if key is None:
+            self.counters["bad-agreement"] += 1
+            return
+        self._close(question)
+        credentials.heard(message.auth, question.asked_at, now)
+        self._events.append(KeyAgreed(key))
+        for other in self._questions.values():
+            self._ask_again(other, now)
+
+    def _doubt(self, datagram: bytes, message: Message, now: float) -> str | None:
+        """Why the message is not believed to be the server's, and fresh; None if it is."""
+        credentials = self.credentials
+        if credentials is None:
+            return None
+        question = self._questions.get(message.transaction)
+        doubt = credentials.doubt(datagram, message, now)
+        if doubt is None and message.type is MessageType.INVALIDATE:
+            doubt = credentials.doubt_fresh(message.auth)
+        if doubt is not None and question is not None and not message.result.ok:
+            self.disbelieved = message.result
+        return doubt
+
+    def _is_about_credentials(self, question: Question, message: Message, now: float) -> bool:
+        """Whether the answer says how to ask better, which is done at once."""
+        credentials = self.credentials
+        if credentials is None:
+            return False
+        if credentials.learn(message, question.asked_at, now):
+            self._ask_again(question, now)
+            return True
+        if credentials.is_asked_for_new_key(message):
+            self.change_key(now)
+        if message.result is Result.KEY_REQUIRED and credentials.key is None and question.kind is not Kind.AGREE:
+            return credentials.agreeing or self.change_key(now)
+        return False
+
+    def _agreement_refused(self, question: Question, message: Message, now: float) -> None:
+        self._agreement_ended(question)
+        for other in tuple(self._questions.values()):
+            self._ask_again(other, now)
+
+    def _agreement_ended(self, question: Question) -> None:
+        self._close(question)
+        if self.credentials is not None:
+            self.credentials.give_up_offer()
+
+    def _give_back(self, message: Message, now: float) -> None:
+        """A WANT was granted that nobody waits for any more."""
+        del self._given_up[message.transaction]
+        for info in message.leases:
+            if info.id and not self._is_over(info) and info.id not in self._holdings:
+                holding = Holding()
+                holding.trigger(Trigger.LEARNED)
+                self._hold(holding, info, now, now)
+                self.release(info.id, now)
+
     # INVALIDATE
 
-    def _invalidated(self, message: Message) -> None:
-        self._acknowledge(message.transaction)
+    def _invalidated(self, message: Message, now: float) -> None:
+        self._acknowledge(message.transaction, now)
         if message.transaction in self._obeyed:
             return
-        _remember(self._obeyed, message.transaction)
+        remember(self._obeyed, message.transaction)
         reason = message.reason or "the server took the lease back"
         for info in message.leases:
             if info.id:
-                _remember(self._ended, info.id)
+                remember(self._ended, info.id)
             for holding in tuple(self._holdings.values()):
-                if holding.lease is None or not _names(info, holding.lease):
+                if holding.lease is None or not names(info, holding.lease):
                     continue
                 if holding.active:
                     self._lose(holding, Trigger.INVALIDATED, message.result, reason)
@@ -363,9 +470,11 @@ class Agent:
                     self._end(holding, Trigger.INVALIDATED)
                     self._events.append(Released(holding.lease.id))
 
-    def _acknowledge(self, transaction: int, result: Result = Result.SUCCESS, unknown: tuple[int, ...] = ()) -> None:
+    def _acknowledge(
+        self, transaction: int, now: float, result: Result = Result.SUCCESS, unknown: tuple[int, ...] = ()
+    ) -> None:
         ack = Message(MessageType.ACK, transaction, result, host_id=self.host_id, unknown=unknown)
-        self._outbox.append(encode(ack))
+        self._send(encode(ack), now)
 
     # Holdings
 
@@ -375,7 +484,7 @@ class Agent:
         holding.lease = lease
         holding.since = since
         holding.question = None
-        holding.next_at = asked_at + info.lifetime / 2 * jitter(self._draw)
+        holding.next_at = asked_at + min(info.lifetime / 2, MAX_RENEWAL_WAIT) * jitter(self._draw)
         self._holdings[info.id] = holding
         return lease
 
@@ -396,29 +505,10 @@ class Agent:
         if holding.lease is not None:
             del self._holdings[holding.lease.id]
             if trigger is not Trigger.EXPIRED:  # the server may have renewed it, and say so when asked
-                _remember(self._ended, holding.lease.id)
+                remember(self._ended, holding.lease.id)
 
     def _close(self, question: Question) -> None:
         del self._questions[question.transaction]
         for holding in question.about:
             if holding.question is question:
                 holding.question = None
-
-
-def _info(lease: Lease) -> LeaseInfo:
-    """The lease in a question: the lifetime is left to the server."""
-    return LeaseInfo(lease.id, lease.address, lease.ports, lease.protocol, lease.purpose, 0)
-
-
-def _names(info: LeaseInfo, lease: Lease) -> bool:
-    """Whether a LEASE of an INVALIDATE means this lease: by identifier, or by ports if that is 0."""
-    if info.id:
-        return info.id == lease.id
-    same_ports = info.address == lease.address and info.ports.overlaps(lease.ports)
-    return same_ports and info.protocol.overlaps(lease.protocol)
-
-
-def _remember(memory: OrderedDict[int, None], key: int) -> None:
-    memory[key] = None
-    if len(memory) > REMEMBERED:
-        memory.popitem(last=False)

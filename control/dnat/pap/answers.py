@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
 from dnat.leases.records import Change
+from dnat.pap.auth import Key
+from dnat.pap.keyring import KeyChange
 from dnat.pap.messages import LeaseInfo, MessageType, Result
 
 KEPT = 60.0
@@ -24,6 +26,8 @@ class Step:
     changes: tuple[Change, ...]
     datagrams: tuple[tuple[bytes, Destination], ...]
     """Octets and the address and port that they go to."""
+    keys: tuple[KeyChange, ...] = ()
+    """Changes of the keys; durable before the others."""
 
 
 @dataclass(slots=True, eq=False)
@@ -39,6 +43,10 @@ class Answer:
     retry_after: int | None = None
     changes: list[Change] = field(default_factory=list)
     """What has to be durable before it leaves."""
+    key_changes: list[KeyChange] = field(default_factory=list)
+    key: Key | None = None
+    """The key that was agreed on, and seals the answer; otherwise that of the question does."""
+    key_share: bytes | None = None
     given_at: float = 0.0
     pending: bool = False
     """Its step has been neither committed nor failed."""

@@ -14,7 +14,9 @@ from typing import Any
 
 from dnat.errors import PeerError
 from dnat.pap.messages import (
+    COOKIE_LENGTH,
     HOST_ID_LENGTH,
+    KEY_SHARE_LENGTH,
     MAX_MESSAGE,
     VERSION,
     Auth,
@@ -27,10 +29,11 @@ from dnat.pap.messages import (
 from dnat.types import Parity, PortRange, Protocol, Purpose
 
 HEADER = struct.Struct("!BBBxHxxQI")
+_LENGTH_AT = 4
 _ATTRIBUTE = struct.Struct("!HH")
 _WANT = struct.Struct("!HBBBBHI4s")
 _LEASE = struct.Struct("!Q4sHHBBxxI")
-_AUTH = struct.Struct("!IHxxQQ")
+AUTH_HEAD = struct.Struct("!IHxxQQ")
 _UINT32 = struct.Struct("!I")
 
 MANDATORY = 0x8000
@@ -94,16 +97,15 @@ def _sized(packer: struct.Struct, value: bytes) -> tuple[Any, ...]:
     return packer.unpack(value)
 
 
-def _pack_host_id(host_id: bytes) -> bytes:
-    if len(host_id) != HOST_ID_LENGTH:
-        raise ValueError(f"a host identity has {HOST_ID_LENGTH} octets, not {len(host_id)}")
-    return host_id
+def _octets(length: int) -> Callable[[bytes], bytes]:
+    """Packs and unpacks a value that is just so many octets."""
 
+    def check(value: bytes) -> bytes:
+        if len(value) != length:
+            raise _Bad(f"{len(value)} octets instead of {length}")
+        return value
 
-def _unpack_host_id(value: bytes) -> bytes:
-    if len(value) != HOST_ID_LENGTH:
-        raise _Bad(f"{len(value)} octets instead of {HOST_ID_LENGTH}")
-    return value
+    return check
 
 
 def _pack_want(want: Want) -> bytes:
@@ -146,11 +148,11 @@ def _unpack_lease(value: bytes) -> LeaseInfo:
     return LeaseInfo(number, IPv4Address(address), ports, Protocol(protocol), Purpose(purpose), lifetime)
 
 
-def _pack_resume(_: bool) -> bytes:
+def _pack_nothing(_: bool) -> bytes:
     return b""
 
 
-def _unpack_resume(value: bytes) -> bool:
+def _unpack_nothing(value: bytes) -> bool:
     if value:
         raise _Bad("not empty")
     return True
@@ -164,12 +166,12 @@ def _check_tag(algorithm: int, tag: bytes) -> None:
 
 def _pack_auth(auth: Auth) -> bytes:
     _check_tag(auth.algorithm, auth.tag)
-    return _AUTH.pack(auth.key_id, auth.algorithm, auth.timestamp, auth.counter) + auth.tag
+    return AUTH_HEAD.pack(auth.key_id, auth.algorithm, auth.timestamp, auth.counter) + auth.tag
 
 
 def _unpack_auth(value: bytes) -> Auth:
-    key_id, algorithm, timestamp, counter = _sized(_AUTH, value[: _AUTH.size])
-    tag = value[_AUTH.size :]
+    key_id, algorithm, timestamp, counter = _sized(AUTH_HEAD, value[: AUTH_HEAD.size])
+    tag = value[AUTH_HEAD.size :]
     _check_tag(algorithm, tag)
     return Auth(key_id, algorithm, timestamp, counter, tag)
 
@@ -200,13 +202,16 @@ def _unpack_types(value: bytes) -> tuple[int, ...]:
 
 
 ATTRIBUTES = (
-    Attribute(0x8001, "HOST-ID", "host_id", _pack_host_id, _unpack_host_id),
+    Attribute(0x8001, "HOST-ID", "host_id", _octets(HOST_ID_LENGTH), _octets(HOST_ID_LENGTH)),
     Attribute(0x8002, "WANT", "want", _pack_want, _unpack_want),
     Attribute(0x8003, "LEASE", "leases", _pack_lease, _unpack_lease, repeats=True),
-    Attribute(0x8004, "RESUME", "resume", _pack_resume, _unpack_resume),
+    Attribute(0x8004, "RESUME", "resume", _pack_nothing, _unpack_nothing),
     Attribute(0x0005, "REASON", "reason", _pack_reason, _unpack_reason),
     Attribute(0x0006, "RETRY-AFTER", "retry_after", _UINT32.pack, _unpack_uint32),
     Attribute(0x0007, "UNKNOWN-ATTRIBUTES", "unknown", _pack_types, _unpack_types),
+    Attribute(0x0008, "NEW-KEY", "new_key", _pack_nothing, _unpack_nothing),
+    Attribute(0x8011, "KEY-SHARE", "key_share", _octets(KEY_SHARE_LENGTH), _octets(KEY_SHARE_LENGTH)),
+    Attribute(0x8012, "COOKIE", "cookie", _octets(COOKIE_LENGTH), _octets(COOKIE_LENGTH)),
     Attribute(0x8010, "AUTH", "auth", _pack_auth, _unpack_auth),
 )
 """In the order in which `encode` writes them."""
@@ -229,6 +234,14 @@ def encode(message: Message) -> bytes:
         raise ValueError(f"a message of {length} octets, at most {MAX_MESSAGE}")
     head = HEADER.pack(VERSION, message.type, message.result, length, message.transaction, message.epoch)
     return head + body
+
+
+def with_attribute(message: bytes, number: int, value: bytes) -> bytes:
+    """An encoded message with one more attribute at its end. Raises ValueError if it gets too long."""
+    more = message + _ATTRIBUTE.pack(number, len(value)) + value + bytes(-len(value) % 4)
+    if len(more) > MAX_MESSAGE:
+        raise ValueError(f"a message of {len(more)} octets, at most {MAX_MESSAGE}")
+    return more[:_LENGTH_AT] + len(more).to_bytes(2) + more[_LENGTH_AT + 2 :]
 
 
 def decode(datagram: bytes) -> Message:

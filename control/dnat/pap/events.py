@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dnat.pap.auth import Key
 from dnat.pap.messages import Result
 from dnat.types import Lease
 
@@ -23,7 +24,8 @@ class Granted:
 class Refused:
     """A want was refused; its ticket has ended."""
 
-    ticket: int
+    ticket: int | None
+    """None for the question which leases the host holds."""
     result: Result
     reason: str | None
     """The server's words, for people."""
@@ -78,8 +80,15 @@ class Unanswered:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyAgreed:
+    """The host has a new key: make it durable before the agent's next datagram leaves."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
 class EpochLost:
     """The server has lost its state; the agent asks it for the same ports anew."""
 
 
-Event = Granted | Refused | Renewed | Lost | Released | Resumed | Unanswered | EpochLost
+Event = Granted | Refused | Renewed | Lost | Released | Resumed | Unanswered | KeyAgreed | EpochLost

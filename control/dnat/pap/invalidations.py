@@ -69,13 +69,14 @@ class Invalidations:
         invalidation.until = now + KEPT
         self._open[invalidation.transaction] = invalidation
 
-    def acknowledged(self, transaction: int, host: IPv4Address) -> bool:
-        """Whether the ACK belongs to an open one, which it closes."""
+    def find(self, transaction: int, host: IPv4Address) -> Invalidation | None:
+        """The open one that an ACK from this host belongs to."""
         invalidation = self._open.get(transaction)
-        if invalidation is None or invalidation.host != host:
-            return False
-        del self._open[transaction]
-        return True
+        return None if invalidation is None or invalidation.host != host else invalidation
+
+    def close(self, invalidation: Invalidation) -> None:
+        """It was acknowledged."""
+        del self._open[invalidation.transaction]
 
     @property
     def next_deadline(self) -> float | None:
@@ -87,7 +88,8 @@ class Invalidations:
         for invalidation in tuple(self._open.values()):
             if invalidation.backoff is None or invalidation.backoff.next_at > now:
                 continue
-            if invalidation.until <= now:
+            # A host without leases may be the invention of whoever sent the packet that this is about.
+            if invalidation.until <= now or invalidation.host_id is None:
                 del self._open[invalidation.transaction]
             else:
                 invalidation.backoff.repeated(now)

@@ -11,9 +11,12 @@ from dnat.types import PortRange, Protocol, Purpose
 
 __all__ = [
     "AGENT_PORT",
+    "COOKIE_LENGTH",
     "HOST_ID_LENGTH",
+    "KEY_SHARE_LENGTH",
     "MAX_LEASES",
     "MAX_MESSAGE",
+    "PERMANENT",
     "SERVER_PORT",
     "VERSION",
     "Auth",
@@ -32,7 +35,11 @@ MAX_MESSAGE = 1200
 """Octets; such a datagram never fragments."""
 MAX_LEASES = 32
 """Leases that a message is filled with; with every other attribute they stay below MAX_MESSAGE."""
+PERMANENT = 0xFFFFFFFF
+"""Seconds of a lease that does not expire: 136 years."""
 HOST_ID_LENGTH = 16
+KEY_SHARE_LENGTH = 32
+COOKIE_LENGTH = 16
 
 
 class MessageType(enum.IntEnum):
@@ -65,6 +72,9 @@ class Result(enum.IntEnum):
     NOT_AUTHORIZED = 19
     OUTSIDE_POOL = 20
     QUOTA_EXCEEDED = 21
+    KEY_REQUIRED = 22
+    STALE = 23
+    COOKIE_REQUIRED = 24
     POOL_EXHAUSTED = 32
     PORT_TAKEN = 33
     PORT_HELD = 34
@@ -126,7 +136,7 @@ class LeaseInfo:
 
 @dataclass(frozen=True, slots=True)
 class Auth:
-    """Keyed authentication, laid out but not used by version 1 (docs/pap.md, 4.3)."""
+    """Keyed authentication (docs/pap.md, 4.3)."""
 
     key_id: int
     """32 bits."""
@@ -135,7 +145,7 @@ class Auth:
     timestamp: int
     """Milliseconds since 1970."""
     counter: int
-    """64 bits."""
+    """64 bits, greater in each datagram of a sender."""
     tag: bytes
 
 
@@ -161,4 +171,10 @@ class Message:
     """Seconds to wait before the same question makes sense."""
     unknown: tuple[int, ...] = ()
     """Mandatory attribute types that the answerer did not understand."""
+    new_key: bool = False
+    """"Agree on a new key with me"."""
+    key_share: bytes | None = None
+    """X25519 public key (docs/pap.md, 9.3)."""
+    cookie: bytes | None = None
+    """Shows that the sender is where its source address says (docs/pap.md, 9.4)."""
     auth: Auth | None = None

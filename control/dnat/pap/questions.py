@@ -13,6 +13,8 @@ from dnat.types import Lease
 
 PATIENCE = 5
 """Repeats without an answer after which the host is told."""
+MAX_HURRIED = 8
+"""Times that a question is asked again at once, because an answer said how to ask better."""
 LAST_WAIT = 1.0
 """Seconds that the last repeat of a question which is then given up waits for its answer."""
 
@@ -25,6 +27,7 @@ class Kind(enum.Enum):
     REGAIN = enum.auto()
     RESUME = enum.auto()
     RELEASE = enum.auto()
+    AGREE = enum.auto()
 
     @property
     def answer(self) -> MessageType:
@@ -72,6 +75,7 @@ class Question:
         self.octets = encode(message)
         self.about = about
         self.asked_at = now
+        self.hurried = 0
         self._sent_at = now
         self._backoff = Backoff(now, draw, MAX_RENEWAL_INTERVAL if kind.endless else MAX_INTERVAL)
         for holding in about:

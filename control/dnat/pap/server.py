@@ -9,25 +9,33 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Address
 
 from dnat.errors import UsageError
 from dnat.leases.errors import LeaseRefused, Refusal
 from dnat.leases.records import Change, LeaseRecord
 from dnat.leases.table import LeaseTable
 from dnat.pap.answers import Answer, AnswerCache, Destination, Step
+from dnat.pap.auth import Key
 from dnat.pap.backoff import Draw
 from dnat.pap.codec import CodecError, decode, encode
+from dnat.pap.guard import Agreed, Guard, Passed, Refused
 from dnat.pap.invalidations import Invalidation, Invalidations
+from dnat.pap.keyring import KeyChange
 from dnat.pap.messages import MAX_LEASES, LeaseInfo, Message, MessageType, Result, Want
+from dnat.pap.policy import Policy
 from dnat.types import PortRange, Protocol, Purpose
 
 CALM = 1.0
 """Seconds after a failure of the store before the server lets leases expire again."""
+DRAIN_RETRY = 60
+"""Seconds after which a host may ask a server again that grants nothing for the time being."""
 CLOCK_STEP = 1e-6
 """Seconds, above the resolution of a wall clock in a float: 3600 s just granted are not 3599."""
 MAX_EPOCH = 0xFFFFFFFF
+MAX_TEXT = 48
+"""Characters of an operator's words: they fit beside 32 leases and AUTH in any script."""
 
 _ANSWERS = {MessageType.REQUEST: MessageType.RESPONSE, MessageType.RELEASE: MessageType.ACK}
 
@@ -39,43 +47,20 @@ _RESULTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What a server grants, and to whom. Raises ValueError when it contradicts itself."""
-
-    networks: tuple[IPv4Network, ...]
-    """The LAN; whoever asks from elsewhere is not answered."""
-    lifetime: int = 3600
-    """Seconds, for hosts that leave it to the server."""
-    min_lifetime: int = 60
-    max_lifetime: int = 86400
-    max_leases_per_host: int = 32
-    """At most 32: they have to fit one message."""
-    max_ports_per_host: int = 2048
-
-    def __post_init__(self) -> None:
-        if not 0 < self.min_lifetime <= self.lifetime <= self.max_lifetime:
-            raise ValueError("lifetimes must keep 0 < min_lifetime <= lifetime <= max_lifetime")
-        if not 1 <= self.max_leases_per_host <= MAX_LEASES:
-            raise ValueError(f"max_leases_per_host must be 1 to {MAX_LEASES}")
-        if self.max_ports_per_host < 1:
-            raise ValueError("max_ports_per_host must be at least 1")
-
-    def granted_lifetime(self, wanted: int) -> int:
-        """Seconds granted to who wants so many; 0 wants the usual."""
-        return min(max(wanted or self.lifetime, self.min_lifetime), self.max_lifetime)
-
-    def serves(self, host: IPv4Address) -> bool:
-        return any(host in network for network in self.networks)
-
-
 class Server:
     """PAP for every host of a LAN."""
 
-    def __init__(self, table: LeaseTable, draw: Draw, policy: Policy, epoch_start: float) -> None:
-        """``epoch_start``: when the lease state began, stored beside it and lost with it."""
+    def __init__(
+        self, table: LeaseTable, draw: Draw, policy: Policy, epoch_start: float, guard: Guard | None = None
+    ) -> None:
+        """``epoch_start``: when the lease state began, stored beside it and lost with it; without a guard
+        everybody on the LAN is trusted.
+        """
         self.table = table
         self.policy = policy
+        self.guard = guard
+        self.draining = False
+        """Nothing new is granted; what is leased stays so, and is renewed."""
         self.counters: Counter[str] = Counter()
         """Outcomes (``want-success``, ``renew-store-failed``) and drops (``off-lan``), by name."""
         self._draw = draw
@@ -93,16 +78,18 @@ class Server:
         if not self.policy.serves(source[0]):
             self.counters["off-lan"] += 1
             return
+        if self.guard is not None and not self.guard.is_worth_reading(datagram, source, now):
+            self.counters["unverified-above-rate"] += 1
+            return
         try:
             message = decode(datagram)
         except CodecError as error:
-            self._reject(error, source, now)
+            self._reject(error, len(datagram), source, now)
             return
         if message.type is MessageType.ACK:
-            if not self._invalidations.acknowledged(message.transaction, source[0]):
-                self.counters["no-open-invalidation"] += 1
+            self._acknowledged(datagram, message, source[0])
         elif message.type in _ANSWERS:
-            self._asked(message, source, now)
+            self._asked(datagram, message, source, now)
         else:
             self.counters["unexpected-type"] += 1
 
@@ -127,7 +114,7 @@ class Server:
             for start in range(0, len(infos), MAX_LEASES):
                 batch = tuple(infos[start : start + MAX_LEASES])
                 invalidations.append(self._invalidations.new(host, host_id, batch, reason, text))
-        if invalidations:
+        if invalidations or changes:
             octets = [(self._invalidation_octets(each, now), each.destination) for each in invalidations]
             self._put(tuple(changes), octets, tuple(invalidations), now)
 
@@ -140,16 +127,32 @@ class Server:
             self.counters["offence-not-told"] += 1
             return
         host_id = None
-        for record in self.table:
-            if record.host == host:
-                host_id = record.host_id
-                same_protocol = record.protocol.overlaps(protocol)
-                if record.address == address and port in record.ports and same_protocol:
-                    self.counters["offence-stale"] += 1
-                    return
+        for record in self.table.at(host):
+            host_id = record.host_id
+            same_protocol = record.protocol.overlaps(protocol)
+            if record.address == address and port in record.ports and same_protocol:
+                self.counters["offence-stale"] += 1
+                return
         named = LeaseInfo(0, address, PortRange(port, port), protocol, Purpose.EXPLICIT, 0)
         warning = self._invalidations.new(host, host_id, (named,), Result.NOT_OWNER, None)
         self._put((), [(self._invalidation_octets(warning, now), warning.destination)], (warning,), now)
+
+    def drain(self, addresses: frozenset[IPv4Address], now: float) -> int:
+        """Grant nothing more of these external addresses, and take back what is leased of them; returns how many."""
+        self.table.drained = addresses
+        ids = [record.id for record in self.table if record.address in addresses]
+        self.invalidate(ids, Result.ADDRESS_CHANGED, now, "the address is being taken out of service")
+        return len(ids)
+
+    def invalidate_strays(self, now: float) -> int:
+        """Take back what the pool, as it is now, has no longer; returns how many."""
+        ids = [record.id for record in self.table.strays()]
+        self.invalidate(ids, Result.ADDRESS_CHANGED, now, "the pool has changed")
+        return len(ids)
+
+    def change_keys(self, changes: tuple[KeyChange, ...], now: float) -> None:
+        """An operator changed keys of the guard's keyring: have that made durable."""
+        self._put((), [], (), now, changes)
 
     # What comes out
 
@@ -157,7 +160,9 @@ class Server:
     def next_deadline(self) -> float | None:
         """When `timeout` has to be called; None if nothing is pending."""
         ends = self.table.next_deadline()
-        times = [self._invalidations.next_deadline, None if ends is None else max(ends, self._calm_until)]
+        keys = self.guard.next_deadline if self.guard else None
+        times = [self._invalidations.next_deadline]
+        times += [None if each is None else max(each, self._calm_until) for each in (ends, keys)]
         return min((each for each in times if each is not None), default=None)
 
     def steps(self) -> list[Step]:
@@ -180,7 +185,8 @@ class Server:
                 self._answers.remove(each)
                 self.counters["store-failed"] += 1
                 answer = Answer(each.question, each.host_id, each.transaction, Result.STORE_FAILED)
-                self._queue.append(Step((), ((self._octets(answer, now), destination),)))
+                octets = self._octets(answer, self.guard.key_of(each.host_id) if self.guard else None, destination, now)
+                self._queue.append(Step((), ((octets, destination),)))
         self._calm_until = now + CALM
 
     def reset_table(self, table: LeaseTable, now: float) -> None:
@@ -196,32 +202,43 @@ class Server:
         self._queue = [step for step in queue if step not in self._uncommitted]
         for step in queued:
             self.failed(step, now)
+        table.drained = self.table.drained
         self.table = table
 
     # Questions
 
-    def _asked(self, message: Message, source: Destination, now: float) -> None:
+    def _asked(self, datagram: bytes, message: Message, source: Destination, now: float) -> None:
         if message.host_id is None:
             error = CodecError(Result.MALFORMED, "no HOST-ID", transaction=message.transaction, type=message.type)
-            self._reject(error, source, now)
+            self._reject(error, len(datagram), source, now)
+            return
+        peer = self.guard.admit(datagram, message, source, now) if self.guard else Passed()
+        if not isinstance(peer, Passed):
+            self.counters[peer.counter] += 1
+            if isinstance(peer, Refused):
+                self._refuse(message, peer, len(datagram), source, now)
             return
         known = self._answers.get(message.host_id, message.transaction, now)
         if known is not None:
             if known.pending:
                 self.counters["repeat-before-commit"] += 1
+                if peer.changes:
+                    self._put((), [], (), now, peer.changes)
             else:
                 self.counters["repeat"] += 1
-                self._queue.append(Step((), ((self._octets(known, now), source),)))
+                self._put((), [(self._octets(known, peer.key, source, now), source)], (), now, peer.changes)
             return
         self._expire(now)
         answer = Answer(message.type, message.host_id, message.transaction)
-        kind = self._decide(message, answer, source[0], now)
+        kind = self._decide(message, answer, peer.key, source[0], now)
         self.counters[f"{kind}-{answer.result.label}"] += 1
         changes, answer.changes = tuple(answer.changes), []
+        keys, answer.key_changes = (*peer.changes, *answer.key_changes), []
         self._answers.put(answer, now)
-        self._put(changes, [(self._octets(answer, now), source)], (answer,), now)
+        octets = self._octets(answer, peer.key, source, now, new_key=peer.new_key and answer.key is None)
+        self._put(changes, [(octets, source)], (answer,), now, keys)
 
-    def _decide(self, message: Message, answer: Answer, host: IPv4Address, now: float) -> str:
+    def _decide(self, message: Message, answer: Answer, key: Key | None, host: IPv4Address, now: float) -> str:
         """Act on a question and fill in its answer; returns what kind of question it was."""
         if message.type is MessageType.RELEASE:
             if message.leases and all(info.id for info in message.leases):
@@ -230,13 +247,16 @@ class Server:
             else:
                 answer.result, answer.reason = Result.MALFORMED, "a RELEASE names leases"
             return "release"
-        asked = (message.want is not None) + bool(message.leases) + message.resume
+        asked = (message.want is not None) + bool(message.leases) + message.resume + (message.key_share is not None)
         if asked != 1 or not all(info.id for info in message.leases):
-            answer.result, answer.reason = Result.MALFORMED, "a REQUEST is one of WANT, LEASE and RESUME"
+            answer.result, answer.reason = Result.MALFORMED, "a REQUEST is one of WANT, LEASE, RESUME and KEY-SHARE"
             return "request"
+        if message.key_share is not None:
+            self._decide_agreement(message, answer, key, host, now)
+            return "agree"
         answer.changes += self.table.move(answer.host_id, host)
         if message.want is not None:
-            self._decide_want(message.want, answer, host, now)
+            self._decide_want(message.want, answer, self._names(answer.host_id, key, host), host, now)
             return "want"
         if message.resume:
             asked_leases = tuple(_info(record) for record in self.table.of_host(answer.host_id))
@@ -246,14 +266,27 @@ class Server:
         self._decide_renewal(message.leases, answer, now)
         return "renew"
 
+    def _decide_agreement(
+        self, message: Message, answer: Answer, key: Key | None, host: IPv4Address, now: float
+    ) -> None:
+        if self.guard is None:
+            answer.result, answer.reason = Result.NOT_AUTHORIZED, "this server has no keys"
+            return
+        outcome = self.guard.agree(message, key, host, now)
+        if isinstance(outcome, Agreed):
+            answer.key, answer.key_share = outcome.key, outcome.share
+            answer.key_changes += outcome.changes
+        else:
+            answer.result, answer.reason, answer.retry_after = outcome.result, outcome.reason, outcome.retry_after
+
     def _decide_renewal(
         self, asked: tuple[LeaseInfo, ...], answer: Answer, now: float, keep_longer: bool = False
     ) -> None:
         """Renew what can be; the others are listed with lifetime 0."""
         infos = {}
         for info in asked:
-            lifetime = float(self.policy.granted_lifetime(info.lifetime))
             before = self.table.get(info.id)
+            lifetime = float(self.policy.granted_lifetime(info.lifetime, before.ports if before else None))
             if keep_longer and before is not None:
                 lifetime = max(lifetime, before.expires_at - now)
             record, changes = self.table.renew(info.id, answer.host_id, lifetime, now)
@@ -261,13 +294,24 @@ class Server:
             infos[info.id] = replace(info, lifetime=0) if record is None else _info(record, now)
         answer.leases = tuple(infos.values())
 
-    def _decide_want(self, want: Want, answer: Answer, host: IPv4Address, now: float) -> None:
+    def _names(self, host_id: bytes, key: Key | None, host: IPv4Address) -> frozenset[str]:
+        """What reservations may call a host. A name counts only where the key vouches for it."""
+        record = self.guard.keyring.get(key.id) if key is not None and self.guard is not None else None
+        return frozenset({str(host), host_id.hex()} | ({record.name} if record is not None else set()))
+
+    def _decide_want(self, want: Want, answer: Answer, names: frozenset[str], host: IPv4Address, now: float) -> None:
         record = self.table.of_transaction(answer.host_id, answer.transaction)
-        lifetime = self.policy.granted_lifetime(want.lifetime)
+        lifetime = self.policy.granted_lifetime(want.lifetime, want.ports)
         if record is None and (same := self._holds_already(answer.host_id, want)) is not None:
             # A host that forgot what it holds, or that thinks we did, asks for its own ports by number.
             record, changes = self.table.renew(same.id, answer.host_id, lifetime, now)
             answer.changes += changes
+        if record is None and want.ports is not None and not self.policy.may_lease(want.ports, names):
+            answer.result, answer.reason = Result.NOT_AUTHORIZED, "these ports are reserved for other hosts"
+            return
+        if record is None and self.draining:
+            answer.result, answer.retry_after = Result.SHUTTING_DOWN, DRAIN_RETRY
+            return
         try:
             if record is None:
                 record = self._grant(replace(want, lifetime=lifetime), answer, host, now)
@@ -276,6 +320,8 @@ class Server:
             answer.reason, answer.retry_after = str(refused), refused.retry_after
         except _OverQuota as over:
             answer.result, answer.reason = Result.QUOTA_EXCEEDED, str(over)
+        except _TooManyWantsError:
+            answer.result, answer.retry_after = Result.BUSY, 1
         else:
             answer.result = Result.FEWER if len(record.ports) < want.count else Result.SUCCESS
             answer.leases = (_info(record, now),)
@@ -283,11 +329,14 @@ class Server:
 
     def _grant(self, want: Want, answer: Answer, host: IPv4Address, now: float) -> LeaseRecord:
         held = self.table.of_host(answer.host_id)
-        room = self.policy.max_ports_per_host - sum(len(record.ports) for record in held)
+        used = max(sum(len(record.ports) for record in each) for each in (held, self.table.at(host)))
+        room = self.policy.max_ports_per_host - used
         if len(held) >= self.policy.max_leases_per_host:
             raise _OverQuota(f"at most {self.policy.max_leases_per_host} leases per host")
         if room < 1 or (want.all_or_nothing and want.count > room):
             raise _OverQuota(f"at most {self.policy.max_ports_per_host} ports per host")
+        if self.guard is not None and not self.guard.admit_lease(now):
+            raise _TooManyWantsError
         want = replace(want, count=min(want.count, room))
         record, changes = self.table.grant(answer.host_id, host, want, answer.transaction, now, choose=self._choose)
         answer.changes += changes
@@ -305,9 +354,13 @@ class Server:
 
     # Refusals of what is no question
 
-    def _reject(self, error: CodecError, source: Destination, now: float) -> None:
+    def _reject(self, error: CodecError, length: int, source: Destination, now: float) -> None:
+        """``length``: of the question, in octets."""
         self.counters[error.result.label] += 1
         if error.transaction is not None and error.type in _ANSWERS:
+            if self.guard is not None and not self.guard.may_answer_unread(now):
+                self.counters["unverified-above-rate"] += 1
+                return
             message = Message(
                 _ANSWERS[MessageType(error.type)],
                 error.transaction,
@@ -317,13 +370,44 @@ class Server:
                 reason=str(error),
                 unknown=error.unknown,
             )
-            self._queue.append(Step((), ((encode(message), source),)))
+            self._queue.append(Step((), ((_no_larger(message, 2 * length), source),)))
+
+    def _refuse(self, question: Message, refused: Refused, length: int, source: Destination, now: float) -> None:
+        message = Message(
+            _ANSWERS[question.type],
+            question.transaction,
+            refused.result,
+            self._epoch(now),
+            question.host_id,
+            reason=refused.reason,
+            retry_after=refused.retry_after,
+            cookie=refused.cookie,
+        )
+        octets = _no_larger(message, 2 * length)
+        if refused.key is not None and self.guard is not None:
+            octets = self.guard.seal(octets, refused.key, source[0], now)
+        self._queue.append(Step((), ((octets, source),)))
+
+    def _acknowledged(self, datagram: bytes, message: Message, host: IPv4Address) -> None:
+        invalidation = self._invalidations.find(message.transaction, host)
+        if invalidation is None:
+            self.counters["no-open-invalidation"] += 1
+            return
+        wrong = self.guard.admit_ack(datagram, message, host, invalidation.host_id) if self.guard else None
+        if wrong is not None:
+            self.counters[wrong] += 1
+        else:
+            self._invalidations.close(invalidation)
 
     # Steps and octets
 
     def _expire(self, now: float) -> None:
-        if now >= self._calm_until and (changes := self.table.expire(now)):
-            self._put(changes, [], (), now)
+        if now < self._calm_until:
+            return
+        changes = self.table.expire(now)
+        keys = self.guard.expire(now) if self.guard else ()
+        if changes or keys:
+            self._put(changes, [], (), now, keys)
 
     def _put(
         self,
@@ -331,11 +415,12 @@ class Server:
         datagrams: list[tuple[bytes, Destination]],
         waiting: tuple[Answer | Invalidation, ...],
         now: float,
+        keys: tuple[KeyChange, ...] = (),
     ) -> None:
-        step = Step(changes, tuple(datagrams))
+        step = Step(changes, tuple(datagrams), keys)
         self._queue.append(step)
         self._uncommitted[step] = waiting
-        if changes:
+        if changes or keys:
             for each in waiting:
                 if isinstance(each, Answer):
                     each.pending = True
@@ -347,7 +432,7 @@ class Server:
         self._queue.append(Step((), ((octets, invalidation.destination),)))
 
     def _invalidation_octets(self, invalidation: Invalidation, now: float) -> bytes:
-        return encode(
+        octets = encode(
             Message(
                 MessageType.INVALIDATE,
                 invalidation.transaction,
@@ -355,17 +440,21 @@ class Server:
                 self._epoch(now),
                 invalidation.host_id,
                 leases=invalidation.leases,
-                reason=invalidation.text,
+                reason=invalidation.text and invalidation.text[:MAX_TEXT],
             )
         )
+        if self.guard is None:
+            return octets
+        return self.guard.seal(octets, self.guard.key_of(invalidation.host_id), invalidation.host, now)
 
-    def _octets(self, answer: Answer, now: float) -> bytes:
+    def _octets(self, answer: Answer, key: Key | None, to: Destination, now: float, *, new_key: bool = False) -> bytes:
+        """The datagram of an answer; ``key``: that of the question."""
         leases = []
         for info in answer.leases:
             record = self.table.get(info.id)
             ours = record is not None and record.host_id == answer.host_id
             leases.append(_info(record, now) if record is not None and ours else replace(info, lifetime=0))
-        return encode(
+        octets = encode(
             Message(
                 _ANSWERS[answer.question],
                 answer.transaction,
@@ -375,15 +464,28 @@ class Server:
                 leases=tuple(leases),
                 reason=answer.reason,
                 retry_after=answer.retry_after,
+                new_key=new_key,
+                key_share=answer.key_share,
             )
         )
+        return octets if self.guard is None else self.guard.seal(octets, answer.key or key, to[0], now)
 
     def _epoch(self, now: float) -> int:
         return min(max(0, int(now - self._epoch_start)), MAX_EPOCH)
 
 
+class _TooManyWantsError(Exception):
+    """There is no time for one more lease now."""
+
+
 class _OverQuota(Exception):
     """The host has as much as the policy allows."""
+
+
+def _no_larger(message: Message, limit: int) -> bytes:
+    """The message, without the words for people where they would make it larger than ``limit`` octets."""
+    octets = encode(message)
+    return octets if len(octets) <= limit else encode(replace(message, reason=None))
 
 
 def _info(record: LeaseRecord, now: float | None = None) -> LeaseInfo:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from dnat.errors import PlatformError
 from dnat.leases.records import Change, HoldRecord, LeaseRecord
+from dnat.store.history import Period, Tenure
 
 
 class StoreError(PlatformError):
@@ -38,6 +39,9 @@ class Store(Protocol):
 
     def watch(self, watcher: Watcher) -> None:
         """Call ``watcher`` on the event loop with the changes of each transaction once it is durable."""
+
+    async def tenures(self, period: Period) -> list[Tenure]:
+        """Who held what in a period, the oldest first. Raises StoreError."""
 
     async def close(self) -> None:
         """Finish what is under way and let go of the store."""

@@ -8,16 +8,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address
 from pathlib import Path
 
 from dnat.leases.records import Change, DropHold, DropLease, HoldRecord, LeaseRecord, PutHold, PutLease
 from dnat.store.base import State, StoreError, Watcher
+from dnat.store.history import SCHEMA as HISTORY_SCHEMA
+from dnat.store.history import History, Period, Tenure, enter, tenures
 from dnat.types import PortRange, Protocol, Purpose
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+RETENTION = 180 * 86400.0
+"""Seconds; how long records must or may be kept is a matter of law, see ``server.retention_days``."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID;
@@ -28,7 +33,7 @@ CREATE TABLE IF NOT EXISTS leases (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS holds (
     address TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, protocol INTEGER NOT NULL,
-    host_id BLOB NOT NULL, until REAL NOT NULL, PRIMARY KEY (address, first, last, protocol)
+    host_id BLOB NOT NULL, until REAL NOT NULL, purpose INTEGER NOT NULL, PRIMARY KEY (address, first, last, protocol)
 ) WITHOUT ROWID;
 """
 
@@ -38,8 +43,11 @@ _LEASE_COLUMNS = "id, address, first, last, protocol, purpose, host_id, host, tx
 class SqliteStore:
     """A `dnat.store.base.Store` in one file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, retention: float = RETENTION, clock: Callable[[], float] = time.time) -> None:
+        """``retention``: seconds that the log keeps what has ended; ``clock``: the time of the log's entries."""
         self.path = path
+        self._history = History(retention)
+        self._clock = clock
         self._watchers: list[Watcher] = []
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lease-store")
         self._database: sqlite3.Connection | None = None
@@ -57,6 +65,10 @@ class SqliteStore:
         for watcher in self._watchers:
             watcher(changes)
 
+    async def tenures(self, period: Period) -> list[Tenure]:
+        """What the log says about a period. Raises StoreError."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._tenures, period)
+
     async def close(self) -> None:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
         self._thread.shutdown()
@@ -72,10 +84,9 @@ class SqliteStore:
             database.execute("PRAGMA synchronous=FULL")
             (version,) = database.execute("PRAGMA user_version").fetchone()
             # A store that is there is not written to: it must open on a full disk, too.
-            if version == 0:
-                database.executescript(_SCHEMA)
-                database.execute("INSERT OR IGNORE INTO meta VALUES ('epoch_start', ?)", (now,))
-                database.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            if version < SCHEMA_VERSION:
+                self._bring_up_to_date(database, version, now)
+            self._history.open(database)
             return self._read(database)
         except sqlite3.OperationalError as error:
             raise StoreError(f"the lease store {self.path} cannot be opened: {error}") from None
@@ -98,19 +109,34 @@ class SqliteStore:
             (version,) = database.execute("PRAGMA user_version").fetchone()
             if version == SCHEMA_VERSION:
                 self._read(database)
-            elif version != 0:
+            elif version not in (0, 1):
                 raise StoreError(
                     f"the lease store {self.path} was written by another version of dnat (schema {version}, this one"
                     f" reads {SCHEMA_VERSION}): run that version, or move the file away to start afresh"
                 )
 
+    def _bring_up_to_date(self, database: sqlite3.Connection, version: int, now: float) -> None:
+        """Make the tables, or those that the first schema lacks, whose leases enter the log as they stand."""
+        database.execute("BEGIN IMMEDIATE")
+        if version == 1:
+            # Holds did not say what their ranges were used for; ephemeral is by far the most common.
+            database.execute("ALTER TABLE holds ADD COLUMN purpose INTEGER NOT NULL DEFAULT 1")
+        for statement in (_SCHEMA + HISTORY_SCHEMA).split(";"):
+            database.execute(statement)
+        database.execute("INSERT OR IGNORE INTO meta VALUES ('epoch_start', ?)", (now,))
+        enter(database, self._read(database).records)
+        database.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        database.execute("COMMIT")
+
     @staticmethod
     def _read(database: sqlite3.Connection) -> State:
         records = tuple(map(_record, database.execute(f"SELECT {_LEASE_COLUMNS} FROM leases")))
         holds = tuple(
-            HoldRecord(IPv4Address(address), PortRange(first, last), Protocol(protocol), host_id, until)
-            for address, first, last, protocol, host_id, until in database.execute(
-                "SELECT address, first, last, protocol, host_id, until FROM holds"
+            HoldRecord(
+                IPv4Address(address), PortRange(first, last), Protocol(protocol), Purpose(purpose), host_id, until
+            )
+            for address, first, last, protocol, host_id, until, purpose in database.execute(
+                "SELECT address, first, last, protocol, host_id, until, purpose FROM holds"
             )
         )
         (epoch_start,) = database.execute("SELECT value FROM meta WHERE key = 'epoch_start'").fetchone()
@@ -122,15 +148,26 @@ class SqliteStore:
         try:
             database.execute("BEGIN IMMEDIATE")
             try:
+                now = self._clock()
                 for change in changes:
                     database.execute(*_statement(change))
+                    self._history.note(database, change, now)
                 database.execute("COMMIT")
+                self._history.committed()
             except BaseException:
+                self._history.rolled_back()
                 if database.in_transaction:
                     database.execute("ROLLBACK")
                 raise
         except sqlite3.Error as error:
             raise StoreError(f"the lease store {self.path} cannot be written: {error}") from None
+
+    def _tenures(self, period: Period) -> list[Tenure]:
+        assert self._database is not None
+        try:
+            return tenures(self._database, period)
+        except sqlite3.Error as error:
+            raise StoreError(f"the lease store {self.path} cannot be read: {error}") from None
 
     def _close(self) -> None:
         if self._database is not None:
@@ -175,13 +212,14 @@ def _statement(change: Change) -> tuple[str, tuple[object, ...]]:
         case DropLease(id_):
             return "DELETE FROM leases WHERE id = ?", (id_.to_bytes(8),)
         case PutHold(hold):
-            return "INSERT OR REPLACE INTO holds VALUES (?,?,?,?,?,?)", (
+            return "INSERT OR REPLACE INTO holds VALUES (?,?,?,?,?,?,?)", (
                 str(hold.address),
                 hold.ports.first,
                 hold.ports.last,
                 int(hold.protocol),
                 hold.host_id,
                 hold.until,
+                int(hold.purpose),
             )
         case DropHold(address, ports, protocol):
             return "DELETE FROM holds WHERE address = ? AND first = ? AND last = ? AND protocol = ?", (

@@ -96,7 +96,7 @@ def test_fewer_is_the_longest_run_there_is(table: LeaseTable) -> None:
 def test_a_freed_range_waits_for_its_former_holder(table: LeaseTable) -> None:
     record = give(table, A, specific(1100, 4))
     changes = table.release(record.id, A, 10.0)
-    hold = HoldRecord(EXTERNAL, record.ports, Protocol.UDP, A, 130.0)
+    hold = HoldRecord(EXTERNAL, record.ports, Protocol.UDP, record.purpose, A, 130.0)
     assert changes == (DropLease(record.id), PutHold(hold))
     held = refusal(table, B, specific(1103), 20.5)
     assert (held.refusal, held.retry_after) == (Refusal.HELD, 110)
@@ -194,7 +194,7 @@ def test_a_host_comes_back_to_the_address_it_had() -> None:
 def test_records_that_contradict_each_other_are_not_loaded(table: LeaseTable) -> None:
     record = give(table, A, ANY_BLOCK)
     port = PortRange(record.ports.last, record.ports.last)
-    hold = HoldRecord(EXTERNAL, port, Protocol.TCP, B, 100.0)
+    hold = HoldRecord(EXTERNAL, port, Protocol.TCP, Purpose.EXPLICIT, B, 100.0)
     other = replace(record, id=1, ports=port, protocol=Protocol.ICMP)
     for records, holds in (
         ([record, record], []),

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv4Network
 
+from dnat.daemon.agreement import X25519Agreement
 from dnat.leases.pool import Pool
 from dnat.leases.records import (
     Change,
@@ -24,10 +25,26 @@ from dnat.leases.records import (
 from dnat.leases.table import LeaseTable
 from dnat.pap.agent import Agent
 from dnat.pap.answers import Step
+from dnat.pap.auth import Key
 from dnat.pap.codec import decode
-from dnat.pap.events import EpochLost, Event, Granted, Lost, Refused, Released, Renewed, Resumed, Unanswered
+from dnat.pap.credentials import Credentials
+from dnat.pap.events import (
+    EpochLost,
+    Event,
+    Granted,
+    KeyAgreed,
+    Lost,
+    Refused,
+    Released,
+    Renewed,
+    Resumed,
+    Unanswered,
+)
+from dnat.pap.guard import Guard, Limits, Mode
+from dnat.pap.keyring import DropKey, KeyChange, KeyRecord, Keyring, PutKey
 from dnat.pap.messages import AGENT_PORT, Message, MessageType
-from dnat.pap.server import Policy, Server
+from dnat.pap.policy import Policy
+from dnat.pap.server import Server
 from dnat.types import Lease, PortRange
 
 EXTERNAL = IPv4Address("198.51.100.1")
@@ -45,6 +62,15 @@ class Store:
     def __init__(self) -> None:
         self.leases: dict[int, LeaseRecord] = {}
         self.holds: dict[HoldKey, HoldRecord] = {}
+        self.keys: dict[int, KeyRecord] = {}
+
+    def write_keys(self, changes: Iterable[KeyChange]) -> None:
+        for change in changes:
+            match change:
+                case PutKey(record):
+                    self.keys[record.key.id] = record
+                case DropKey(key_id):
+                    del self.keys[key_id]
 
     def write(self, changes: Iterable[Change]) -> None:
         for change in changes:
@@ -72,6 +98,8 @@ class Host:
         self.address = address
         self.agent = agent
         self.events: list[Event] = []
+        self.key: Key | None = None
+        """What its key file says."""
 
     @property
     def ports(self) -> list[str]:
@@ -81,8 +109,19 @@ class Host:
 class Network:
     """Everything, and what was said."""
 
-    def __init__(self, pool: Pool = FOUR_BLOCKS, policy: Policy | None = None) -> None:
+    def __init__(
+        self,
+        pool: Pool = FOUR_BLOCKS,
+        policy: Policy | None = None,
+        mode: Mode | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        """Without a mode the server has no guard, and hosts no credentials."""
         self.now = 0.0
+        self.mode = mode
+        self.limits = limits
+        self.wire: list[tuple[bytes, str]] = []
+        """Every datagram that was sent, and who sent it."""
         self.pool = pool
         self.policy = policy or Policy((LAN,))
         self.store = Store()
@@ -112,18 +151,29 @@ class Network:
     def host(self, name: str, last_octet: int) -> Host:
         """A host at 10.66.0.LAST_OCTET."""
         address = LAN[last_octet]
-        host = self.hosts[address] = Host(name, address, Agent(last_octet.to_bytes(16, "big"), self.draw))
+        host_id = last_octet.to_bytes(16, "big")
+        host = self.hosts[address] = Host(name, address, Agent(host_id, self.draw, self._credentials(address, None)))
         return host
 
-    def reboot(self, host: Host) -> None:
-        """The host forgets everything but who it is."""
-        host.agent = Agent(host.agent.host_id, self.draw)
+    def reboot(self, host: Host, skew: float = 0.0) -> None:
+        """The host forgets everything but who it is and its key; its clock goes wrong by ``skew`` seconds."""
+        host.agent = Agent(host.agent.host_id, self.draw, self._credentials(host.address, host.key, skew))
+
+    def _credentials(self, address: IPv4Address, key: Key | None, skew: float = 0.0) -> Credentials | None:
+        return Credentials(address, skew, key, X25519Agreement) if self.mode else None
+
+    @property
+    def guard(self) -> Guard:
+        assert self.server is not None and self.server.guard is not None
+        return self.server.guard
 
     def move(self, host: Host, last_octet: int) -> None:
         """The host gets another LAN address."""
         del self.hosts[host.address]
         host.address = LAN[last_octet]
         self.hosts[host.address] = host
+        if host.agent.credentials is not None:
+            host.agent.credentials.address = host.address
 
     # The link
 
@@ -137,6 +187,7 @@ class Network:
 
     def _send(self, octets: bytes, source: str, target: str, arrive: Callable[[], None]) -> None:
         message = decode(octets)
+        self.wire.append((octets, source))
         lost = bool(self.unplugged & {source, target})
         if self._lost and self._lost[0][0] == message.type.name:
             type_, times = self._lost.pop(0)
@@ -152,7 +203,7 @@ class Network:
     def stop_server(self, durable: bool = False) -> None:
         """Kill the server; ``durable``: the commit that was under way came through, the answers did not."""
         if durable and self._committing is not None:
-            self.store.write(change for step in self._committing for change in step.changes)
+            self._write_steps(self._committing)
         self._committing = None
         self.server = None
 
@@ -162,20 +213,29 @@ class Network:
         self.server = self._new_server()
 
     def lose_store(self) -> None:
-        """The server comes back with nothing."""
+        """The server comes back without leases; keys are stored apart."""
         self.stop_server()
-        self.store = Store()
+        keys, self.store = self.store.keys, Store()
+        self.store.keys = keys
         self.epoch_start = self.now
         self.start_server()
 
     def _new_server(self) -> Server:
-        return Server(self.store.table(self.pool), self.draw, self.policy, self.epoch_start)
+        guard = None
+        if self.mode is not None:
+            keyring = Keyring(self.draw, self.store.keys.values())
+            guard = Guard(self.mode, keyring, b"cookie secret", X25519Agreement, self.now, self.limits)
+        return Server(self.store.table(self.pool), self.draw, self.policy, self.epoch_start, guard)
+
+    def _write_steps(self, steps: list[Step]) -> None:
+        self.store.write_keys(change for step in steps for change in step.keys)
+        self.store.write(change for step in steps for change in step.changes)
 
     def _commit(self) -> None:
         if self.server is None or self._committing is not None:
             return
         batch = self.server.steps()
-        if batch and self.commit_time and any(step.changes for step in batch):
+        if batch and self.commit_time and any(step.changes or step.keys for step in batch):
             self._committing = batch
             self.at(self.now + self.commit_time, lambda: self._commit_done(batch))
         elif batch:
@@ -186,15 +246,16 @@ class Network:
         if self._committing is not batch or self.server is None:
             return
         self._committing = None
-        if self.now < self.broken_until and any(step.changes for step in batch):
+        if self.now < self.broken_until and any(step.changes or step.keys for step in batch):
             for step in batch:
                 self.server.failed(step, self.now)
             self.server.reset_table(self.store.table(self.pool), self.now)
+            if self.server.guard is not None:
+                self.server.guard.keyring = Keyring(self.draw, self.store.keys.values())
         else:
-            self.store.write(change for step in batch for change in step.changes)
+            self._write_steps(batch)
             for step in batch:
-                for octets, (address, port) in step.datagrams:
-                    assert port == AGENT_PORT
+                for octets, (address, _) in step.datagrams:
                     self._send_to_host(octets, address)
                 self.server.committed(step, self.now)
         self._commit()
@@ -213,6 +274,12 @@ class Network:
 
         self._send(octets, host.name, "server", arrive)
 
+    def say(self, octets: bytes, last_octet: int, port: int = AGENT_PORT) -> None:
+        """A stranger sends the server a datagram with this source address."""
+        assert self.server is not None
+        self.server.receive(octets, (LAN[last_octet], port), self.now)
+        self.settle()
+
     # Time
 
     def at(self, when: float, action: Callable[[], None]) -> None:
@@ -223,6 +290,8 @@ class Network:
         for host in tuple(self.hosts.values()):
             for event in host.agent.events():
                 host.events.append(event)
+                if isinstance(event, KeyAgreed):
+                    host.key = event.key
                 self._write(f"{host.name}: {describe_event(event)}")
             for octets in host.agent.datagrams():
                 self._send_to_server(octets, host)
@@ -284,6 +353,10 @@ def describe(message: Message) -> str:
         words += ["want", str(want.ports or want.count), want.protocol.label, want.purpose.label]
     if message.resume:
         words.append("resume")
+    if message.key_share is not None:
+        words.append("key-share")
+    if message.new_key:
+        words.append("new-key")
     for lease in message.leases:
         words += [f"{lease.ports}/{lease.protocol.label}"]
         if message.type is MessageType.RESPONSE:
@@ -309,6 +382,8 @@ def describe_event(event: Event) -> str:
             return f"unanswered after {attempts}"
         case Released():
             return "released"
+        case KeyAgreed(key):
+            return f"agreed on key {key.id & 0xFF}"
         case EpochLost():
             return "epoch lost"
 

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from pap_link import LAN, LATENCY, Host, Network, overlap
 
 from dnat.leases.pool import Pool
+from dnat.pap.guard import Mode
+from dnat.pap.keyring import KeyState
 from dnat.pap.messages import Result, Want
-from dnat.pap.server import Policy
+from dnat.pap.policy import Policy
 from dnat.types import PortRange, Protocol, Purpose
 
 POOL = Pool((LAN[1],), (PortRange(20480, 20495),), (PortRange(5060, 5061),))
@@ -22,12 +24,15 @@ class Chaos:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self.net = Network(POOL, Policy((LAN,), lifetime=60))
+        mode = self.random.choice((None, *Mode))
+        self.net = Network(POOL, Policy((LAN,), lifetime=60), mode)
         self.net.draw = lambda: self.random.getrandbits(64)  # type: ignore[method-assign]
         self.net.start_server()
         self.net.fate = self.fate
         self.net.on_change = self.no_port_is_used_twice
         self.hosts = [self.net.host(f"host{n}", n) for n in (11, 12, 13)]
+        if mode is Mode.STRICT:
+            self.carry_keys()
 
     def fate(self, _: bytes) -> list[float]:
         copies = self.random.choice((0, 1, 1, 1, 2))
@@ -45,7 +50,7 @@ class Chaos:
 
     def something(self) -> None:
         net, host = self.net, self.random.choice(self.hosts)
-        match self.random.randrange(13):
+        match self.random.randrange(15):
             case 0 | 1 | 2:
                 host.agent.want(self.any_want(), net.now)
             case 3 | 4 if host.agent.leases:
@@ -67,6 +72,20 @@ class Chaos:
                 net.unplugged.add(host.name)
             case 12:
                 net.unplugged.clear()
+            case 13 if net.mode is not None and net.server is not None and net._committing is None:
+                net.store.write_keys(net.guard.keyring.rotate(list(net.store.keys.keys() & self.known_keys())))
+            case 14:
+                host.agent.change_key(net.now)
+
+    def carry_keys(self) -> None:
+        for host in self.hosts:
+            record, changes = self.net.guard.keyring.make(host.name, None, self.net.now)
+            self.net.store.write_keys(changes)
+            host.key = record.key
+            self.net.reboot(host)
+
+    def known_keys(self) -> set[int]:
+        return {record.key.id for record in self.net.guard.keyring}
 
     def any_want(self) -> Want:
         protocol = self.random.choice((Protocol.ANY, Protocol.UDP, Protocol.TCP))
@@ -76,7 +95,7 @@ class Chaos:
 
     def restart(self, host: Host) -> None:
         saved, epoch = host.agent.leases, host.agent.epoch_state
-        self.net.reboot(host)
+        self.net.reboot(host, skew=self.random.choice((0.0, 0.0, 10.0, -90.0, 1e6)))
         host.agent.adopt(saved, self.net.now, epoch)
 
     def calm(self) -> None:
@@ -86,14 +105,14 @@ class Chaos:
             self.net.start_server()
         self.net.unplugged.clear()
         self.net.fate = lambda _: [LATENCY]
-        self.net.run(130)
+        self.net.run(190)
         for host in self.hosts:
             host.agent.resume(self.net.now)
         self.net.run(20)
 
 
 @given(st.integers(0, 2**32))
-@settings(max_examples=150)
+@settings(max_examples=200)
 def test_no_port_is_used_twice_and_all_agree_in_the_end(seed: int) -> None:
     chaos = Chaos(seed)
     for _ in range(40):
@@ -107,4 +126,9 @@ def test_no_port_is_used_twice_and_all_agree_in_the_end(seed: int) -> None:
         assert record.host == held[lease_id].address
     assert chaos.net.server is not None
     assert {record.id: record for record in chaos.net.server.table} == chaos.net.store.leases
+    if chaos.net.mode is not None:
+        keyring = chaos.net.guard.keyring
+        assert {record.key.id: record for record in keyring} == chaos.net.store.keys
+        active = [record.host_id for record in keyring if record.state is KeyState.ACTIVE]
+        assert len(set(active)) == len(active)
     assert {hold.key for hold in chaos.net.server.table.holds} == chaos.net.store.holds.keys()

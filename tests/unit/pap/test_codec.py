@@ -67,7 +67,7 @@ def test_every_shorter_datagram_is_refused(message: Message, length: int) -> Non
         assert error_of(datagram[:length]).transaction is None
 
 
-@given(messages, st.permutations(range(8)))
+@given(messages, st.permutations(range(10)))
 def test_attributes_come_in_any_order_save_auth(message: Message, order: list[int]) -> None:
     message = replace(message, auth=None, leases=message.leases[:1])
     datagram = encode(message)
@@ -171,7 +171,7 @@ def test_what_cannot_be_said_is_a_mistake_of_the_caller() -> None:
     lease = LeaseInfo(1, IPv4Address("198.51.100.1"), PortRange(1, 2), Protocol.UDP, Purpose.EXPLICIT, 0)
     with pytest.raises(ValueError, match="at most 1200"):
         encode(Message(MessageType.RELEASE, 1, leases=(lease,) * 43))
-    with pytest.raises(ValueError, match="16 octets"):
+    with pytest.raises(ValueError, match="instead of 16"):
         encode(Message(MessageType.RELEASE, 1, host_id=b"short"))
     with pytest.raises(ValueError, match="not even"):
         Want(1, Protocol.UDP, Purpose.EXPLICIT, Parity.EVEN, first=5)

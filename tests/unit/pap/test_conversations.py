@@ -8,7 +8,7 @@ from pap_link import EXTERNAL, FOUR_BLOCKS, LAN, Network
 from dnat.leases.pool import Pool
 from dnat.pap.events import Granted, Lost, Renewed, Unanswered
 from dnat.pap.messages import Result, Want
-from dnat.pap.server import Policy
+from dnat.pap.policy import Policy
 from dnat.types import Parity, PortRange, Protocol, Purpose
 
 BLOCK = Want(64, Protocol.ANY, Purpose.EPHEMERAL)
@@ -193,6 +193,19 @@ def test_nobody_answers(net: Network) -> None:
         8.75 phone: unanswered after 6
     """)
     assert phone.events == [Unanswered(ticket, 6)]
+    assert phone.agent.next_deadline is None
+
+
+def test_a_grant_that_comes_too_late_is_given_back(net: Network) -> None:
+    phone = net.host("phone", 11)
+    net.fate = lambda octets: [10.0 if octets[1] == 1 else 0.01]
+    phone.agent.want(SIP, net.now)
+    net.run(9)
+    net.fate = lambda octets: [0.01]
+    net.silent(2)
+    assert phone.ports == []
+    assert not net.store.leases
+    assert [hold.ports.first for hold in net.store.holds.values()] == [5060]
     assert phone.agent.next_deadline is None
 
 

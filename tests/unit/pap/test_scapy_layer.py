@@ -54,6 +54,12 @@ def to_scapy(message: Message) -> layer.PAP:
         attributes.append(layer.PAPRetryAfter(seconds=message.retry_after))
     if message.unknown:
         attributes.append(layer.PAPUnknownAttributes(types=list(message.unknown)))
+    if message.new_key:
+        attributes.append(layer.PAPNewKey())
+    if message.key_share is not None:
+        attributes.append(layer.PAPKeyShare(share=message.key_share))
+    if message.cookie is not None:
+        attributes.append(layer.PAPCookie(cookie=message.cookie))
     if (auth := message.auth) is not None:
         attributes.append(
             layer.PAPAuth(
@@ -122,6 +128,12 @@ def test_scapy_dissects_what_the_codec_encodes(message: Message) -> None:
     assert [tuple(each.types) for each in by_class.get(layer.PAPUnknownAttributes, [])] == (
         [message.unknown] if message.unknown else []
     )
+    assert (layer.PAPNewKey in by_class) is message.new_key
+    for class_, field, value in (
+        (layer.PAPKeyShare, "share", message.key_share),
+        (layer.PAPCookie, "cookie", message.cookie),
+    ):
+        assert [getattr(each, field) for each in by_class.get(class_, [])] == ([] if value is None else [value])
     assert [each.tag for each in by_class.get(layer.PAPAuth, [])] == (
         [] if message.auth is None else [message.auth.tag]
     )

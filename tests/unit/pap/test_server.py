@@ -16,7 +16,8 @@ from dnat.errors import UsageError
 from dnat.leases.table import LeaseTable
 from dnat.pap.codec import decode, encode
 from dnat.pap.messages import AGENT_PORT, Fault, LeaseInfo, Message, MessageType, Result, Want
-from dnat.pap.server import Policy, Server
+from dnat.pap.policy import Policy
+from dnat.pap.server import Server
 from dnat.types import PortRange, Protocol, Purpose
 
 ME = bytes(16)

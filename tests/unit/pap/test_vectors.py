@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dnat.capture.pap_layer import PAP, PAPAttribute
+from dnat.pap.auth import Direction, Key, Stamp, is_sealed, seal
 from dnat.pap.codec import ATTRIBUTES, CodecError, decode, encode
 from dnat.pap.messages import Auth, LeaseInfo, Message, MessageType, Result, Want
 from dnat.types import IPv4Address, Parity, PortRange, Protocol, Purpose
@@ -61,6 +63,9 @@ def message(fields: dict[str, Any]) -> Message:
         reason=fields.get("reason"),
         retry_after=fields.get("retry_after"),
         unknown=tuple(int(each, 16) for each in fields.get("unknown", [])),
+        new_key=fields.get("new_key", False),
+        key_share=bytes.fromhex(fields["key_share"]) if "key_share" in fields else None,
+        cookie=bytes.fromhex(fields["cookie"]) if "cookie" in fields else None,
         auth=auth(fields["auth"]) if "auth" in fields else None,
     )
 
@@ -84,6 +89,29 @@ def test_scapy_reads_and_writes_them(vector: dict[str, Any]) -> None:
     for each in (seen, *seen.attributes):
         each.clear_cache()
     assert bytes(seen) == octets
+
+
+@pytest.mark.parametrize("vector", [each for each in ACCEPTED if "sealed" in each.values[0]])
+def test_sealed(vector: dict[str, Any]) -> None:
+    """The tags are made anew, and nothing else than what was sealed is taken for it."""
+    octets, sealed = bytes.fromhex(vector["hex"]), vector["sealed"]
+    known = auth(vector["message"]["auth"])
+    key = Key(known.key_id, bytes.fromhex(sealed["secret"]))
+    host = IPv4Address(sealed["host"])
+    plain = encode(replace(message(vector["message"]), auth=None))
+    assert seal(plain, key, Direction(sealed["direction"]), host, Stamp(known.timestamp, known.counter)) == octets
+    assert is_sealed(octets, known, key, Direction(sealed["direction"]), host)
+    assert not is_sealed(octets, known, key, Direction(3 - sealed["direction"]), host)
+    assert not is_sealed(octets, known, key, Direction(sealed["direction"]), host + 1)
+    for position in range(len(octets)):
+        forged = bytearray(octets)
+        forged[position] ^= 1
+        try:
+            seen = decode(bytes(forged))
+        except CodecError:
+            continue
+        assert seen.auth is not None
+        assert not is_sealed(bytes(forged), seen.auth, key, Direction(sealed["direction"]), host), position
 
 
 @pytest.mark.parametrize("vector", REFUSED)

@@ -1,0 +1,69 @@
+"""``dnatctl invalidate``, ``drain`` and ``reload``: what the operator of a server does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dnat import config as configuration
+from dnat.cli import lifecycle
+from dnat.client import Client
+from dnat.errors import UsageError
+from dnat.instance import Instance
+
+
+@click.command()
+@click.argument("leases", nargs=-1, metavar="[LEASE...]")
+@click.option(
+    "--host", "hosts", multiple=True, metavar="ADDRESS", help="Everything that the host with this LAN address has."
+)
+@click.option("--all", "everything", is_flag=True, help="Every lease of every host.")
+@click.option("--reason", metavar="TEXT", help="Words for the hosts' logs.")
+def invalidate(leases: tuple[str, ...], hosts: tuple[str, ...], everything: bool, reason: str | None) -> None:
+    """Take leases back. Their hosts are told at once, and their ports are on hold for a while. (server)
+
+    LEASE is an identifier, a port or a range; every lease that has one of the ports is meant.
+
+    \b
+    Example:  sudo dnatctl invalidate 5060 --reason "wrong proxy"
+    """
+    if not (leases or hosts or everything):
+        raise UsageError("say what to take back: leases or ports, --host ADDRESS, or --all")
+    with Client(Instance.current().socket) as client:
+        answer = client.call("invalidate", leases=list(leases), hosts=list(hosts), everything=everything, reason=reason)
+    click.echo(f"{answer['leases']} leases were taken back")
+
+
+@click.command()
+@click.argument("addresses", nargs=-1, metavar="[ADDRESS...]")
+@click.option("--off", is_flag=True, help="Grant again as usual.")
+def drain(addresses: tuple[str, ...], off: bool) -> None:
+    """Prepare for maintenance. (server)
+
+    Without ADDRESS: grant nothing new; hosts keep what they have, and it is renewed. With external addresses:
+    move every host from them to the others. Ends with --off, or when the daemon ends.
+    """
+    with Client(Instance.current().socket) as client:
+        answer = client.call("drain", addresses=list(addresses), off=off)
+    moved = f"{answer['leases']} leases were taken back; " if addresses else ""
+    click.echo(f"{moved}{answer['summary']}")
+
+
+@click.command()
+@click.option("--config", "path", type=click.Path(path_type=Path), help="Configuration file.  [/etc/dnat/dnat.toml]")
+def reload(path: Path | None) -> None:
+    """Take up a changed configuration: the daemon is started anew while its data plane goes on.
+
+    A file that does not hold changes nothing. Leases that a server's pool has no longer are taken back at once.
+    """
+    from dnat.system.netns import require_root
+
+    require_root()
+    instance = Instance.current()
+    path = path or instance.configuration()
+    configuration.load(path)
+    with Client(instance.socket) as client:
+        client.call("stop")
+    lifecycle.wait_for_end(instance)
+    click.echo(f"up: {lifecycle.start(instance, path)}")

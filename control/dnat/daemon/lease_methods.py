@@ -1,0 +1,96 @@
+"""The methods of the local API behind ``dnatctl invalidate`` and ``drain``: what an operator does to leases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ipaddress import IPv4Address
+from typing import Any
+
+from dnat.daemon.api import Method
+from dnat.daemon.server import ServerRole
+from dnat.errors import UsageError
+from dnat.leases.records import LeaseRecord
+from dnat.pap.messages import Result
+from dnat.store import Period, Tenure
+from dnat.types import PortRange
+
+
+class LeaseMethods:
+    """All of them are root's, and a server's."""
+
+    def __init__(self, server: Callable[[], ServerRole | None]) -> None:
+        self._server = server
+
+    def methods(self) -> dict[str, Method]:
+        return {"invalidate": self._invalidate, "drain": self._drain, "history": self._history}
+
+    async def _invalidate(
+        self, leases: list[str], hosts: list[str], everything: bool = False, reason: str | None = None
+    ) -> dict[str, Any]:
+        """``leases``: identifiers, ports or ranges; ``hosts``: LAN addresses."""
+        server = self._need_server()
+        found = list(server.records()) if everything else []
+        for text in leases:
+            found += _named(server, text)
+        for host in hosts:
+            theirs = [record for record in server.records() if record.host == IPv4Address(host)]
+            if not theirs:
+                raise UsageError(f"the host {host} holds no lease; `dnatctl show leases` lists them")
+            found += theirs
+        ids = list(dict.fromkeys(record.id for record in found))
+        await server.invalidate(ids, Result.ADMINISTRATIVE, reason)
+        return {"leases": len(ids)}
+
+    async def _drain(self, addresses: list[str], off: bool = False) -> dict[str, Any]:
+        server = self._need_server()
+        wanted = frozenset(map(IPv4Address, addresses))
+        if unknown := wanted - set(server.external_addresses):
+            raise UsageError(f"{', '.join(map(str, unknown))} is no external address of this server")
+        return {"leases": await server.drain(None if off else wanted), "summary": server.summary()}
+
+    async def _history(
+        self,
+        since: float = 0.0,
+        until: float | None = None,
+        address: str | None = None,
+        port: int | None = None,
+    ) -> dict[str, Any]:
+        """Times are seconds since 1970; a moment has both ends equal."""
+        server = self._need_server()
+        end = float("inf") if until is None else until
+        period = Period(since, end, IPv4Address(address) if address else None, port)
+        return {"tenures": [_describe(server, each) for each in await server.tenures(period)]}
+
+    def _need_server(self) -> ServerRole:
+        server = self._server()
+        if server is None:
+            raise UsageError('leases are taken back on the machine with the role "server"')
+        return server
+
+
+def _describe(server: ServerRole, tenure: Tenure) -> dict[str, Any]:
+    return {
+        "lease": f"{tenure.lease:016x}",
+        "address": str(tenure.address),
+        "first": tenure.ports.first,
+        "last": tenure.ports.last,
+        "protocol": tenure.protocol.label,
+        "purpose": tenure.purpose.label,
+        "host": str(tenure.host),
+        "host_id": tenure.host_id.hex(),
+        "name": server.name_of(tenure.host_id),
+        "since": tenure.since,
+        "until": tenure.until,
+    }
+
+
+def _named(server: ServerRole, text: str) -> list[LeaseRecord]:
+    """The leases that an identifier, a port or a range means. Raises UsageError where there is none."""
+    if len(text) == 16:
+        found = [record for record in server.records() if f"{record.id:016x}" == text]
+    else:
+        ports = PortRange.parse(text)
+        found = [record for record in server.records() if record.ports.overlaps(ports)]
+    if not found:
+        raise UsageError(f"nobody leases {text}; `dnatctl show leases` lists what is leased")
+    return found

@@ -1,0 +1,145 @@
+"""What the roles do, in Prometheus' exposition format: through the local API, and over HTTP where configured."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter as Tally
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
+
+from dnat import __version__
+from dnat.errors import PlatformError
+from dnat.types import Protocol, Purpose
+
+COLLECT_SECONDS = 5.0
+"""How long a scrape waits for the daemon."""
+
+Holding = tuple[str, Purpose, Protocol, int]
+"""External address, purpose, protocol and number of ports of a lease."""
+
+
+@dataclass(slots=True)
+class Measured:
+    """The figures of one moment; what a role does not have stays empty."""
+
+    packets: dict[str, dict[str, int]] = field(default_factory=dict)
+    """By role and reason."""
+    messages: dict[str, dict[str, int]] = field(default_factory=dict)
+    """PAP messages by side (``agent``, ``server``) and outcome."""
+    leases: dict[str, list[Holding]] = field(default_factory=dict)
+    """By role: what a host holds, what a server has granted."""
+    pool: dict[str, int] = field(default_factory=dict)
+    """Ports that may be leased, by external address."""
+    holds: int | None = None
+    keys: dict[str, int] = field(default_factory=dict)
+    """By state."""
+    bindings: int | None = None
+    epoch_start: float | None = None
+
+
+Measure = Callable[[], Awaitable[Measured]]
+
+
+def families(measured: Measured, roles: Iterable[str]) -> Iterator[object]:
+    """The metrics, in the order of docs/operation.md."""
+    yield InfoMetricFamily("dnat", "This daemon.", {"version": __version__, "roles": " ".join(roles)})
+    packets = CounterMetricFamily("dnat_packets", "Packets by what was done with them.", labels=("role", "reason"))
+    for role, counters in measured.packets.items():
+        for reason, count in counters.items():
+            packets.add_metric((role, reason), count)
+    messages = CounterMetricFamily("dnat_pap_messages", "PAP messages by outcome.", labels=("side", "outcome"))
+    for side, counters in measured.messages.items():
+        for outcome, count in counters.items():
+            messages.add_metric((side, outcome), count)
+    labels = ("role", "address", "purpose", "protocol")
+    leases = GaugeMetricFamily("dnat_leases", "Leases that stand.", labels=labels)
+    ports = GaugeMetricFamily("dnat_leased_ports", "Ports that are leased.", labels=labels)
+    for role, holdings in measured.leases.items():
+        number: Tally[tuple[str, ...]] = Tally()
+        of_ports: Tally[tuple[str, ...]] = Tally()
+        for address, purpose, protocol, count in holdings:
+            kind = (role, address, purpose.label, protocol.label)
+            number[kind] += 1
+            of_ports[kind] += count
+        for each in number:
+            leases.add_metric(each, number[each])
+            ports.add_metric(each, of_ports[each])
+    pool = GaugeMetricFamily("dnat_pool_ports", "Ports that may be leased.", labels=("address",))
+    for address, count in measured.pool.items():
+        pool.add_metric((address,), count)
+    keys = GaugeMetricFamily("dnat_keys", "Keys by state.", labels=("state",))
+    for state, count in measured.keys.items():
+        keys.add_metric((state,), count)
+    yield from (packets, messages, leases, ports, pool, keys)
+    for name, text, value in (
+        ("dnat_holds", "Freed ranges that wait for their former holder.", measured.holds),
+        ("dnat_bindings", "Translations that stand.", measured.bindings),
+        ("dnat_epoch_start_seconds", "When the server's lease state began, since 1970.", measured.epoch_start),
+    ):
+        if value is not None:
+            yield GaugeMetricFamily(name, text, value)
+
+
+class _Fixed(Collector):
+    """Figures that were taken already."""
+
+    def __init__(self, measured: Measured, roles: Iterable[str]) -> None:
+        self._families = list(families(measured, roles))
+
+    def collect(self) -> Iterable[object]:  # type: ignore[override]
+        return self._families
+
+
+def exposition(measured: Measured, roles: Iterable[str]) -> str:
+    """The text that a scrape gets."""
+    registry = CollectorRegistry()
+    registry.register(_Fixed(measured, roles))
+    return generate_latest(registry).decode()
+
+
+class _Live(Collector):
+    """Asks the daemon's loop, from the thread of the HTTP server."""
+
+    def __init__(self, measure: Measure, roles: Iterable[str], loop: asyncio.AbstractEventLoop) -> None:
+        self._measure = measure
+        self._roles = roles
+        self._loop = loop
+
+    def describe(self) -> Iterable[object]:
+        return ()
+
+    def collect(self) -> Iterable[object]:  # type: ignore[override]
+        async def measured() -> Measured:
+            return await self._measure()
+
+        return families(asyncio.run_coroutine_threadsafe(measured(), self._loop).result(COLLECT_SECONDS), self._roles)
+
+
+class MetricsServer:
+    """HTTP for scrapes, in a thread of its own: a slow client holds nobody up."""
+
+    def __init__(self, listen: tuple[str, int], measure: Measure, roles: Iterable[str]) -> None:
+        """Raises PlatformError."""
+        registry = CollectorRegistry()
+        registry.register(_Live(measure, roles, asyncio.get_running_loop()))
+        self._server: WSGIServer
+        self._thread: threading.Thread
+        try:
+            self._server, self._thread = start_http_server(listen[1], listen[0], registry)
+        except OSError as error:
+            raise PlatformError(
+                f"metrics.listen: {listen[0]}:{listen[1]} cannot be opened ({error.strerror})"
+            ) from None
+
+    async def stop(self) -> None:
+        """Finish the scrape that is under way."""
+        await asyncio.to_thread(self._server.shutdown)
+        self._server.server_close()
+        await asyncio.to_thread(self._thread.join)

@@ -1,0 +1,171 @@
+"""Who held which block of ports when (RFC 6302; RFC 6888, section 4): a record per lease and LAN address of its holder.
+
+Rows are written in the transaction that grants, moves or ends a lease, so the log never says more or less than what was
+promised. A renewal writes nothing.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from dnat.leases.records import Change, DropLease, LeaseRecord, PutLease
+from dnat.types import PortRange, Protocol, Purpose
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS history (
+    lease BLOB NOT NULL, address TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
+    protocol INTEGER NOT NULL, purpose INTEGER NOT NULL, host_id BLOB NOT NULL, host TEXT NOT NULL,
+    since REAL NOT NULL, until REAL
+);
+CREATE INDEX IF NOT EXISTS history_by_lease ON history (lease, until);
+CREATE INDEX IF NOT EXISTS history_by_address ON history (address, since);
+"""
+_COLUMNS = "lease, address, first, last, protocol, purpose, host_id, host, since, until"
+PRUNE_SECONDS = 3600.0
+"""How often records beyond the retention are removed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tenure:
+    """One host's time with one block of ports."""
+
+    lease: int
+    address: IPv4Address
+    """External address."""
+    ports: PortRange
+    protocol: Protocol
+    purpose: Purpose
+    host_id: bytes
+    host: IPv4Address
+    """The holder's LAN address during that time."""
+    since: float
+    """Wall-clock seconds, as is ``until``."""
+    until: float | None
+    """None while it lasts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """Which tenures are asked for: those that touch the time, and whatever else is named."""
+
+    since: float = 0.0
+    until: float = float("inf")
+    """A moment has both ends equal."""
+    address: IPv4Address | None = None
+    port: int | None = None
+
+
+class History:
+    """The log's side of one lease store. Every method runs within the store's own transaction."""
+
+    def __init__(self, retention: float) -> None:
+        """``retention``: seconds that a record is kept after its end."""
+        self._retention = retention
+        self._holders: dict[int, IPv4Address] = {}
+        self._pending: dict[int, IPv4Address | None] = {}
+        self._prune_at = 0.0
+
+    def open(self, database: sqlite3.Connection) -> None:
+        """Take up the log."""
+        self._pending = {}
+        self._holders = {
+            int.from_bytes(lease): IPv4Address(host)
+            for lease, host in database.execute("SELECT lease, host FROM history WHERE until IS NULL")
+        }
+
+    def note(self, database: sqlite3.Connection, change: Change, now: float) -> None:
+        """Enter what a change means for the log."""
+        match change:
+            case PutLease(record):
+                holder = self._pending.get(record.id, self._holders.get(record.id))
+                if holder == record.host:
+                    return
+                if holder is not None:
+                    _end(database, record.id, now)
+                _begin(database, record, now)
+                self._pending[record.id] = record.host
+            case DropLease(lease_id):
+                _end(database, lease_id, now)
+                self._pending[lease_id] = None
+            case _:
+                pass
+        if now >= self._prune_at:
+            self._prune(database, now)
+
+    def committed(self) -> None:
+        """What was noted is durable."""
+        for lease_id, holder in self._pending.items():
+            if holder is None:
+                self._holders.pop(lease_id, None)
+            else:
+                self._holders[lease_id] = holder
+        self._pending = {}
+
+    def rolled_back(self) -> None:
+        """What was noted never was."""
+        self._pending = {}
+
+    def _prune(self, database: sqlite3.Connection, now: float) -> None:
+        database.execute("DELETE FROM history WHERE until IS NOT NULL AND until < ?", (now - self._retention,))
+        self._prune_at = now + PRUNE_SECONDS
+
+
+def enter(database: sqlite3.Connection, records: Sequence[LeaseRecord]) -> None:
+    """Begin the log of a store that had none with the leases that it holds."""
+    for record in records:
+        _begin(database, record, record.granted_at)
+
+
+def tenures(database: sqlite3.Connection, period: Period) -> list[Tenure]:
+    """What the log says, the oldest first."""
+    conditions = ["since <= ?", "(until IS NULL OR until > ?)"]
+    values: list[object] = [period.until, period.since]
+    if period.address is not None:
+        conditions.append("address = ?")
+        values.append(str(period.address))
+    if period.port is not None:
+        conditions.append("first <= ? AND last >= ?")
+        values += [period.port, period.port]
+    query = f"SELECT {_COLUMNS} FROM history WHERE {' AND '.join(conditions)} ORDER BY since, rowid"
+    return [
+        Tenure(
+            int.from_bytes(lease),
+            IPv4Address(address),
+            PortRange(first, last),
+            Protocol(protocol),
+            Purpose(purpose),
+            host_id,
+            IPv4Address(host),
+            since,
+            until,
+        )
+        for lease, address, first, last, protocol, purpose, host_id, host, since, until in database.execute(
+            query, values
+        )
+    ]
+
+
+def _begin(database: sqlite3.Connection, record: LeaseRecord, since: float) -> None:
+    database.execute(
+        "INSERT INTO history VALUES (?,?,?,?,?,?,?,?,?,NULL)",
+        (
+            record.id.to_bytes(8),
+            str(record.address),
+            record.ports.first,
+            record.ports.last,
+            int(record.protocol),
+            int(record.purpose),
+            record.host_id,
+            str(record.host),
+            since,
+        ),
+    )
+
+
+def _end(database: sqlite3.Connection, lease_id: int, until: float) -> None:
+    database.execute(
+        "UPDATE history SET until = max(since, ?) WHERE lease = ? AND until IS NULL", (until, lease_id.to_bytes(8))
+    )

@@ -1,0 +1,206 @@
+"""What an operator does to leases while hosts use them: taking back, draining, another pool."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from nodes import Lab, Node, eventually
+from prometheus_client.parser import text_string_to_metric_families
+
+from dnat.client import Client
+from dnat.instance import Instance
+from dnat.lab import builder
+from dnat.lab.topology import Topology
+
+OTHER = "198.51.100.2"
+SWITCH_SECONDS = 1.0
+CONFIGURATION = """\
+roles = ["server", "router"]
+
+[server]
+external_addresses = [{addresses}]
+excluded_ports = ["10000-19999"]
+
+[[server.reserved]]
+ports = "5060-5061"
+hosts = ["10.66.0.20"]
+permanent = true
+
+[metrics]
+listen = "10.66.0.1:9437"
+
+[router]
+lan = "lan"
+wan = "wan"
+"""
+
+
+@pytest.fixture(scope="module")
+def lab(_root: None) -> Iterator[Lab]:
+    """A routed lab with an operator's configuration; phone1 and the SIP machine are up."""
+    topology = Topology(prefix=f"dt{os.getpid()}q", phones=1)
+    try:
+        builder.build(topology)
+        lab = Lab(topology)
+        lab["ext"].run("ip", "route", "add", OTHER, "via", "203.0.113.1")
+        configure(lab, lab.external)
+        for name in ("router", "phone1", "sip"):
+            lab[name].dnatctl("up")
+        yield lab
+    finally:
+        builder.destroy(topology.prefix)
+
+
+def configure(lab: Lab, *addresses: str) -> None:
+    path = Path(f"/etc/netns/{lab['router'].namespace}/dnat/dnat.toml")
+    path.write_text(CONFIGURATION.format(addresses=", ".join(f'"{each}"' for each in addresses)))
+
+
+def seen_from(node: Node, lab: Lab) -> str:
+    return node.run("curl", "-sS", "-m", "5", f"http://{lab.ext}/").stdout.rpartition(":")[0]
+
+
+def test_well_known_ports_are_for_who_is_named_and_for_ever(lab: Lab) -> None:
+    phone, proxy = lab["phone1"], lab["sip"]
+    assert "reserved for other hosts" in phone.dnatctl("request", "--port", "5060", code=3).stderr
+    lease = proxy.request("--port", "5060")
+    assert lease["expires_in"] > 100 * 365 * 86400
+    assert "never expires" in proxy.dnatctl("show", "leases").stdout
+    proxy.dnatctl("release", "5060")
+
+
+def test_excluded_ports_are_not_leased(lab: Lab) -> None:
+    assert lab["phone1"].ports("ephemeral").first >= 20000
+    assert "does not give out" in lab["phone1"].dnatctl("request", "--port", "12000", code=3).stderr
+
+
+def test_a_lease_that_is_taken_back_is_gone_on_both_sides(lab: Lab) -> None:
+    phone, router = lab["phone1"], lab["router"]
+    port = str(phone.request("--ports", "1")["first"])
+    assert "1 leases" in router.dnatctl("invalidate", port, "--reason", "by mistake").stdout
+    eventually(lambda: not any(str(each["first"]) == port for each in phone.show()["leases"]), "the host has heard")
+    assert "by mistake" in Path(f"/run/dnat/{phone.namespace}/daemon.log").read_text()
+    assert "nobody leases" in router.dnatctl("invalidate", port, code=2).stderr
+
+
+def test_a_host_that_lost_its_own_ports_gets_others_at_once(lab: Lab) -> None:
+    phone, router = lab["phone1"], lab["router"]
+    before = {each["id"] for each in phone.show()["leases"]}
+    router.dnatctl("invalidate", "--host", phone.address)
+    eventually(
+        lambda: len(now := {each["id"] for each in phone.show()["leases"]}) == len(before) and not now & before,
+        "the host has ports again",
+        SWITCH_SECONDS,
+    )
+    assert seen_from(phone, lab) == lab.external
+
+
+def test_who_held_a_port_when(lab: Lab) -> None:
+    phone, router = lab["phone1"], lab["router"]
+    before = datetime.now(UTC).isoformat(timespec="milliseconds")
+    port = str(phone.request("--ports", "1")["first"])
+    during = datetime.now(UTC).isoformat(timespec="milliseconds")
+    phone.dnatctl("release", port)
+    endpoint = f"{lab.external}:{port}"
+    (record,) = json.loads(router.dnatctl("whois", endpoint, "--at", during, "-o", "json").stdout)
+    assert (record["host"], record["first"], record["purpose"]) == (phone.address, int(port), "explicit")
+    assert record["since"] <= during <= record["until"]
+    assert phone.address in router.dnatctl("whois", endpoint, "--at", during, "--protocol", "udp").stdout
+    for at in (["--at", before], []):
+        assert "nobody held" in router.dnatctl("whois", endpoint, *at, code=3).stderr
+    rows = list(csv.DictReader(router.dnatctl("history", "-o", "csv").stdout.splitlines()))
+    assert {row["host"] for row in rows if row["first"] == port} == {phone.address}
+    assert json.loads(router.dnatctl("history", "--since", during, "-o", "json").stdout)
+    for wrong in (["whois", "198.51.100.1"], ["whois", endpoint, "--at", "noon"], ["history", "--address", "x"]):
+        router.dnatctl(*wrong, code=2)
+
+
+def test_metrics_of_every_role(lab: Lab) -> None:
+    phone, router = lab["phone1"], lab["router"]
+    seen_from(phone, lab)
+    text = phone.dnatctl("metrics").stdout
+    assert f'dnat_leases{{address="{lab.external}",protocol="any",purpose="ephemeral",role="host"}} 1.0' in text
+    assert "dnat_bindings" in text
+    scraped = router.run("curl", "-sS", "-m", "5", "http://10.66.0.1:9437/metrics").stdout
+    samples = {
+        (sample.name, frozenset(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(scraped)
+        for sample in family.samples
+    }
+    assert samples["dnat_pool_ports", frozenset({lab.external})] > 30_000
+    assert any(value > 0 for (name, labels), value in samples.items() if name == "dnat_packets_total")
+    assert samples["dnat_pap_messages_total", frozenset({"server", "want-success"})] > 0
+
+
+def test_a_busy_server_is_asked_again(lab: Lab) -> None:
+    """Two new leases at once and one a second: whoever asks for more waits, and gets them."""
+    phone, router = lab["phone1"], lab["router"]
+    path = Path(f"/etc/netns/{router.namespace}/dnat/dnat.toml")
+    usual = path.read_text()
+    path.write_text(usual.replace("[server]", "[server]\nnew_leases_per_second = 1"))
+    router.dnatctl("reload")
+    ports = []
+    socket = Instance(phone.namespace).socket
+    with Client(socket) as one, Client(socket) as two, ThreadPoolExecutor(2) as pool:
+        for leases in pool.map(lambda client: [client.call("request")["lease"] for _ in range(3)], (one, two)):
+            ports += [str(lease["first"]) for lease in leases]
+    assert len(set(ports)) == 6
+    assert router.show()["pap"]["server"]["want-busy"] > 0
+    phone.dnatctl("release", *ports)
+    path.write_text(usual)
+    router.dnatctl("reload")
+
+
+def test_draining_grants_nothing_new_and_cuts_nothing(lab: Lab) -> None:
+    phone, router = lab["phone1"], lab["router"]
+    assert "draining" in router.dnatctl("drain").stdout
+    assert "shutting down" in phone.dnatctl("request", "--ports", "1", code=3).stderr
+    assert seen_from(phone, lab) == lab.external
+    assert "draining" not in router.dnatctl("drain", "--off").stdout
+    phone.dnatctl("release", str(phone.request("--ports", "1")["first"]))
+
+
+def test_hosts_switch_to_another_external_address_within_a_second(lab: Lab) -> None:
+    """Both addresses are served for a while, the old one is drained, and then it goes."""
+    phone, router = lab["phone1"], lab["router"]
+    configure(lab, lab.external, OTHER)
+    router.dnatctl("reload")
+    assert phone.show()["external_addresses"] == [lab.external]
+    router.dnatctl("drain", lab.external)
+    eventually(lambda: phone.show()["external_addresses"] == [OTHER], "the host has switched", SWITCH_SECONDS)
+    eventually(lambda: seen_from(phone, lab) == OTHER, "traffic leaves from the new address")
+    configure(lab, OTHER)
+    router.dnatctl("reload")
+    assert seen_from(phone, lab) == OTHER
+
+
+def test_a_pool_that_was_exchanged_is_announced_to_everybody(lab: Lab) -> None:
+    """The old address is gone from one moment to the next."""
+    configure(lab, lab.external)
+    lab["router"].dnatctl("reload")
+    for name in ("phone1", "sip"):
+        node = lab[name]
+        eventually(
+            lambda node=node: node.show()["external_addresses"] == [lab.external],
+            f"{name} has switched",
+            SWITCH_SECONDS,
+        )
+    assert seen_from(lab["phone1"], lab) == lab.external
+
+
+def test_a_configuration_that_does_not_hold_changes_nothing(lab: Lab) -> None:
+    router = lab["router"]
+    path = Path(f"/etc/netns/{router.namespace}/dnat/dnat.toml")
+    good, pid = path.read_text(), router.pid()
+    path.write_text(good + "[sever]\n")
+    assert "sever" in router.dnatctl("reload", code=2).stderr
+    path.write_text(good)
+    assert router.pid() == pid
+    assert json.loads(router.dnatctl("status", "-o", "json").stdout)["pid"] == pid

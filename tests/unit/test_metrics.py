@@ -1,0 +1,81 @@
+"""The metrics, read back with Prometheus' own parser."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import urllib.request
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from dnat.daemon.metrics import Measured, MetricsServer, exposition
+from dnat.errors import PlatformError
+from dnat.types import Protocol, Purpose
+
+MEASURED = Measured(
+    packets={"router": {"drop_no_owner": 3}},
+    messages={"server": {"want-success": 2, "bad-tag": 0}},
+    leases={
+        "server": [
+            ("198.51.100.1", Purpose.EPHEMERAL, Protocol.ANY, 64),
+            ("198.51.100.1", Purpose.EPHEMERAL, Protocol.ANY, 32),
+            ("198.51.100.1", Purpose.EXPLICIT, Protocol.UDP, 1),
+        ]
+    },
+    pool={"198.51.100.1": 50000},
+    holds=4,
+    keys={"active": 1},
+)
+
+
+def read(text: str) -> dict[tuple[str, ...], float]:
+    """Samples by name and values of their labels, in the order of the labels' names."""
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_every_figure_is_there() -> None:
+    samples = read(exposition(MEASURED, ["server", "router"]))
+    assert samples["dnat_packets_total", "drop_no_owner", "router"] == 3
+    assert samples["dnat_pap_messages_total", "want-success", "server"] == 2
+    assert samples["dnat_leases", "198.51.100.1", "any", "ephemeral", "server"] == 2
+    assert samples["dnat_leased_ports", "198.51.100.1", "any", "ephemeral", "server"] == 96
+    assert samples["dnat_leased_ports", "198.51.100.1", "udp", "explicit", "server"] == 1
+    assert samples["dnat_pool_ports", "198.51.100.1"] == 50000
+    assert samples["dnat_keys", "active"] == 1
+    assert samples["dnat_holds",] == 4
+    assert not any(name[0] == "dnat_bindings" for name in samples), "a server translates nothing"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_prometheus_gets_them_over_http() -> None:
+    async def scrape() -> str:
+        async def measure() -> Measured:
+            return MEASURED
+
+        port = free_port()
+        server = MetricsServer(("127.0.0.1", port), measure, ["server"])
+        with pytest.raises(PlatformError, match="cannot be opened"):
+            MetricsServer(("127.0.0.1", port), measure, ["server"])
+
+        def fetch() -> str:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+                text: str = answer.read().decode()
+                return text
+
+        try:
+            return await asyncio.to_thread(fetch)
+        finally:
+            await server.stop()
+
+    assert read(asyncio.run(scrape())) == read(exposition(MEASURED, ["server"]))
