@@ -30,7 +30,7 @@ bpf: setup ## packets through the programs in the kernel, by BPF_PROG_TEST_RUN (
 	@$(PY) -m pytest tests/bpf
 
 netns: setup ## real daemons and real traffic in network namespaces (root)
-	@$(PY) -m pytest tests/netns
+	@$(PY) -m pytest tests/netns -n 2 --dist loadfile
 
 conformance: setup ## every requirement of the NAT documents, on the wire; writes docs/conformance.md (root)
 	@$(PY) -m pytest tests/conformance

@@ -158,7 +158,7 @@ def test_a_host_whose_run_directory_is_full_goes_on(small: Small) -> None:
         assert small.host.leases() == leases
     finally:
         small.host.dnatctl("down", code=None)
-        small.host.run("umount", str(directory))
+        small.host.run("umount", "--lazy", str(directory))
 
 
 SECCOMP = """

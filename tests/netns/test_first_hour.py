@@ -127,13 +127,16 @@ def test_ping_from_outside(lab: Lab, protocol: str) -> None:
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
         )
+
+    def answered() -> dict[str, Any] | None:
+        said: dict[str, Any] = json.loads(ext.dnatctl(*command, code=None).stdout)
+        return said if [one["outcome"] for one in said["probes"]] == ["answered", "answered"] else None
+
     try:
-        eventually(lambda: ext.dnatctl(*command, code=None).returncode == 0, "the answerer is up", 20)
-        said = json.loads(ext.dnatctl(*command).stdout)
+        said = eventually(answered, "the answerer is up", 20)
     finally:
         answerer.kill()
         answerer.communicate()
-    assert [one["outcome"] for one in said["probes"]] == ["answered", "answered"]
     assert said["probes"][0]["seen_as"].startswith(f"{lab.ext}:")
     # Nobody listens any more, but the host still answers for its port.
     said = json.loads(ext.dnatctl(*command).stdout)

@@ -28,7 +28,7 @@ PAP = 5727
 
 
 def _lab(mode: str) -> Iterator[Lab]:
-    topology = Topology(prefix=f"dt{os.getpid()}{mode[0]}", authentication=mode)
+    topology = Topology(prefix=f"dt{os.getpid()}{mode[:2]}", authentication=mode)
     try:
         builder.build(topology)
         Node(topology, "router").dnatctl("up")
