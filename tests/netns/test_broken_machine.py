@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,9 @@ from inside import differences, snapshot
 from nodes import Machine, eventually
 from small import Small
 
+from dnat.system import netns
+
+PIPES = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
 PEER, PLATFORM = 3, 4
 
 
@@ -141,6 +145,30 @@ def test_a_disk_that_is_full(small: Small) -> None:
     eventually(lambda: small.host.dnatctl("request", code=None).returncode == 0, "the server grants again", seconds=10)
 
 
+def test_a_server_that_starts_on_a_full_disk(small: Small) -> None:
+    """It serves what it has: leases stand, new ones are refused until there is room."""
+    waiting = _on_a_disk_of("512k", "rw", "sh", "-c", "echo ready; exec cat")
+    with netns.popen(waiting, small.server.namespace, **PIPES) as holder:
+        assert holder.stdout is not None and holder.stdin is not None
+        holder.stdout.readline()
+        on_the_disk = ("nsenter", f"--mount=/proc/{holder.pid}/ns/mnt", "--", "dnatctl", "up", "--config")
+        small.server.run(*on_the_disk, small.configure())
+        small.host.dnatctl("up")
+        leases = small.server.leases()
+        for end in (small.server.kill, lambda: small.server.dnatctl("down")):
+            filler = Path(f"/proc/{holder.pid}/root/var/lib/dnat/filler")
+            end()
+            _fill(filler)
+            small.server.run(*on_the_disk, small.configure())
+            assert small.server.leases() == leases
+            assert "store" in small.host.dnatctl("request", "--ports", "1", code=PEER).stderr
+            filler.unlink()
+            eventually(lambda: small.host.dnatctl("request", code=None).returncode == 0, "granted again", seconds=20)
+            leases = small.server.leases()
+        small.server.dnatctl("down")
+        holder.stdin.close()
+
+
 def test_a_host_whose_run_directory_is_full_goes_on(small: Small) -> None:
     """What it cannot save it asks the server for after a restart."""
     small.serve()
@@ -158,7 +186,8 @@ def test_a_host_whose_run_directory_is_full_goes_on(small: Small) -> None:
         assert small.host.leases() == leases
     finally:
         small.host.dnatctl("down", code=None)
-        small.host.run("umount", "--lazy", str(directory))
+        # The daemon's last act is to close its log.
+        eventually(lambda: small.host.run("umount", str(directory), code=None).returncode == 0, "it is unmounted")
 
 
 SECCOMP = """

@@ -70,14 +70,12 @@ class KeyStore:
             (version,) = database.execute("PRAGMA user_version").fetchone()
             if version not in (0, SCHEMA_VERSION):
                 raise StoreError(f"the key store {self.path} was written by another version of dnat (schema {version})")
-            database.executescript(_SCHEMA)
-            database.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-            row = database.execute("SELECT secret FROM cookie").fetchone()
-            if row is None:
-                row = (secrets.token_bytes(32),)
-                database.execute("INSERT INTO cookie VALUES (?)", row)
+            # A store that is there is not written to: it must open on a full disk, too.
+            if version == 0:
+                _make(database)
+            (cookie_secret,) = database.execute("SELECT secret FROM cookie").fetchone()
             records = tuple(map(_record, database.execute(f"SELECT {_COLUMNS} FROM keys ORDER BY created_at, id")))
-            return KeyStoreState(records, row[0])
+            return KeyStoreState(records, cookie_secret)
         except sqlite3.OperationalError as error:
             raise StoreError(f"the key store {self.path} cannot be opened: {error}") from None
         except (sqlite3.DatabaseError, ValueError, TypeError) as error:
@@ -108,6 +106,17 @@ class KeyStore:
         if self._database is not None:
             self._database.close()
             self._database = None
+
+
+def _make(database: sqlite3.Connection) -> None:
+    """The tables and the secret, all or nothing."""
+    database.execute("BEGIN IMMEDIATE")
+    for statement in _SCHEMA.split(";"):
+        database.execute(statement)
+    if database.execute("SELECT secret FROM cookie").fetchone() is None:
+        database.execute("INSERT INTO cookie VALUES (?)", (secrets.token_bytes(32),))
+    database.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+    database.execute("COMMIT")
 
 
 def _record(

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -79,9 +81,11 @@ class SqliteStore:
             self._close()
             if self.path.exists():
                 self._examine()
-            self._database = database = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
-            database.execute("PRAGMA journal_mode=WAL")
-            database.execute("PRAGMA synchronous=FULL")
+            try:
+                self._database = database = _connect(self.path)
+            except sqlite3.OperationalError:
+                # On a full disk there is no room for the index of the log: have it in memory, which shuts out others.
+                self._database = database = _connect(self.path, alone=True)
             (version,) = database.execute("PRAGMA user_version").fetchone()
             # A store that is there is not written to: it must open on a full disk, too.
             if version < SCHEMA_VERSION:
@@ -101,7 +105,18 @@ class SqliteStore:
 
     def _examine(self) -> None:
         """Read everything once without the right to write: merely closing a file would carry its log into it."""
-        database = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)
+        try:
+            self._examine_file(self.path)
+        except sqlite3.OperationalError:
+            # Even readers need room for the index of the log. Where the disk has none, memory has.
+            with tempfile.TemporaryDirectory(prefix="dnat-", dir="/dev/shm") as directory:
+                for path in self.path.parent.glob(f"{self.path.name}*"):
+                    if path.name in (self.path.name, f"{self.path.name}-wal"):
+                        shutil.copy(path, directory)
+                self._examine_file(Path(directory) / self.path.name)
+
+    def _examine_file(self, path: Path) -> None:
+        database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
         with contextlib.closing(database):
             (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":
@@ -173,6 +188,21 @@ class SqliteStore:
         if self._database is not None:
             self._database.close()
             self._database = None
+
+
+def _connect(path: Path, *, alone: bool = False) -> sqlite3.Connection:
+    """Open the file, and read a little of it. ``alone``: nobody else can read it meanwhile."""
+    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        if alone:
+            database.execute("PRAGMA locking_mode=EXCLUSIVE")
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("PRAGMA synchronous=FULL")
+        database.execute("PRAGMA user_version").fetchone()
+        return database
+    except BaseException:
+        database.close()
+        raise
 
 
 def _record(row: tuple[bytes, str, int, int, int, int, bytes, str, bytes, float, float]) -> LeaseRecord:
