@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 LINK := /usr/local/bin/dnatctl
 PREFIX := /usr/local
 
-.PHONY: help setup demo test unit bpf netns conformance packaging bench bench-short lint format reference install uninstall deb install-test clean
+.PHONY: help setup demo test unit bpf netns conformance packaging bench bench-short load load-short lint format reference install uninstall deb install-test clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml scripts/setup.sh
 demo: setup ## two phones behind one address make real calls (root)
 	@$(VENV)/bin/dnatctl lab demo
 
-test: setup lint unit bpf netns conformance packaging ## every test layer (root)
+test: setup lint unit bpf netns conformance load-short packaging ## every test layer (root)
 
 unit: setup ## protocol, allocator, configuration: no root, seconds
 	@$(PY) -m pytest tests/unit
@@ -42,6 +42,12 @@ bench: setup ## measure beside other routers: tables, JSON and pictures in bench
 bench-short: setup ## the same with few rounds, to see that it works (root, 90 s)
 	@$(PY) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore -e '.[bench]'
 	@PYTHONPATH=tests/bench:tests/bpf $(PY) -m dnatbench --short
+
+load: setup ## 200 calls at once, 500 calls a second, and what a call costs the router: tables in load-output (root, 3 min)
+	@PYTHONPATH=tests/load:tests/bench:tests/bpf:tests/netns $(PY) -m dnatload
+
+load-short: setup ## the same with few calls: none may fail (root, 40 s)
+	@$(PY) -m pytest tests/load
 
 packaging: setup ## wheel, systemd units, manual pages
 	@$(PY) -m pytest tests/install --ignore tests/install/test_clean_root.py

@@ -7,6 +7,8 @@ packages=(python3-venv python3-bpfcc python3-nftables python3-cryptography linux
 lab_packages=(baresip-core tcpdump iputils-ping curl ethtool coturn man-db systemd)
 # The role sip, and the other phones of its tests.
 lab_packages+=(kamailio kamailio-tls-modules kamailio-sqlite-modules openssl linphone-cli sip-tester)
+# What dnat is compared with.
+lab_packages+=(rtpengine-daemon)
 
 say() { printf '\033[1m==>\033[0m %s\n' "$*"; }
 

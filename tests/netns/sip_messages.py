@@ -81,11 +81,11 @@ class SipClient:
         with contextlib.suppress(ConnectionRefusedError):
             self._socket.send(data)
 
-    def exchange(self, message: str) -> str:
+    def exchange(self, message: str, contact: str | None = None) -> str:
         """Send a request until it is answered (RFC 3261, section 17.1); an INVITE's final answer is acknowledged."""
         branch = f"z9hG4bK{os.getpid()}{next(_numbers)}"
         via = f"Via: SIP/2.0/UDP {self.place};rport;branch={branch}\r\n"
-        contact = f"Contact: <sip:test@{self.place}>\r\n"
+        contact = f"Contact: <{contact or f'sip:test@{self.place}'}>\r\n"
         start, _, rest = message.partition("\r\n")
         answer = ""
         for patience in (0.5, 1.0, 2.0, 4.0, 4.0):
@@ -104,12 +104,15 @@ class SipClient:
             self._socket.send(f"{start}\r\n{via}{rest}".encode())
         return answer
 
-    def ask(self, message: str) -> int:
+    def ask(self, message: str, contact: str | None = None) -> int:
         """Status of the final answer."""
-        return int(self.exchange(message).split(" ", 2)[1])
+        return int(self.exchange(message, contact).split(" ", 2)[1])
 
-    def register(self, registrar: str, identity: str, user: str, password: str) -> int:
-        """REGISTER (to be reached nowhere), answer the challenge, and say how that ended (RFC 2617, section 3.2.2)."""
+    def register(self, registrar: str, identity: str, user: str, password: str, contact: str | None = None) -> int:
+        """REGISTER (to be reached at ``contact``, or nowhere), answer the challenge, and say how that ended.
+
+        RFC 2617, section 3.2.2.
+        """
         first = self.exchange(request("REGISTER", registrar, identity, to=identity))
         challenge = re.search(r'realm="([^"]+)", nonce="([^"]+)"', first)
         if challenge is None:
@@ -119,9 +122,9 @@ class SipClient:
         response = _md5(f"{ha1}:{nonce}:00000001:cafe:auth:{ha2}")
         header = (
             f'Authorization: Digest username="{user}", realm="{realm}", nonce="{nonce}", uri="{registrar}", '
-            f'qop=auth, nc=00000001, cnonce="cafe", response="{response}"\r\nExpires: 0\r\n'
+            f'qop=auth, nc=00000001, cnonce="cafe", response="{response}"\r\nExpires: {3600 if contact else 0}\r\n'
         )
-        return self.ask(request("REGISTER", registrar, identity, to=identity, more=header))
+        return self.ask(request("REGISTER", registrar, identity, to=identity, more=header), contact)
 
 
 def _md5(text: str) -> str:

@@ -47,7 +47,7 @@ def test_it_grows_before_a_packet_is_lost_and_shrinks_when_idle(routed_lab: Lab,
         for number in range(16):
             opened.append(sockets.enter_context(phone.socket(UDP, 7000 + number)))
             speak(opened[-1], lab)
-            eventually(lambda used=number + 1: sum(blocks(phone)) > used, "another block", PATIENCE)
+            await_a_free_port(phone)
         for sock in opened:
             speak(sock, lab)
         counters = phone.show()["counters"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -15,6 +16,8 @@ from inside import differences, snapshot
 from nodes import Lab, Node, eventually
 from sip_messages import MALFORMED, SipClient, request
 from sip_phones import SipPhone, converse
+
+from dnat.system import netns
 
 
 def _ask(lab: Lab, *what: str) -> Any:
@@ -79,6 +82,42 @@ def test_a_registration_survives_kamailio_and_the_daemon(sip_lab: Lab, alice: Si
     after = _ask(sip_lab, "registrations")
     assert [one["contact"] for one in after] == [one["contact"] for one in before]
     converse(ext, alice, alice.identity)
+
+
+def test_what_a_killed_daemon_left_is_ended_before_another_starts(sip_lab: Lab) -> None:
+    """Main process and daemon die together, so that nobody ends Kamailio's other processes."""
+    sip = sip_lab["sip"]
+    main = _ask(sip_lab, "status")["pid"]
+    orphans = [pid for pid in _kamailio(sip) if pid != main]
+    assert len(orphans) > 6
+    for pid in (sip.pid(), main):
+        os.kill(pid, signal.SIGKILL)
+    eventually(lambda: sip.dnatctl("status", code=None).returncode == 5, "the daemon is dead")
+    assert set(orphans) <= set(_kamailio(sip))
+    sip.dnatctl("up")
+    assert not set(orphans) & set(_kamailio(sip))
+    with SipClient(sip_lab["ext"], sip_lab.external) as stranger:
+        assert stranger.ask(request("OPTIONS", f"sip:{sip_lab.external}", "sip:me@203.0.113.2")) == 200
+
+
+def test_a_server_that_hangs_is_started_again(sip_lab: Lab) -> None:
+    sip, before = sip_lab["sip"], _ask(sip_lab, "status")
+    for pid in _kamailio(sip):
+        os.kill(pid, signal.SIGSTOP)
+    eventually(lambda: _ask_running(sip) not in (None, before["pid"]), "Kamailio is started again", 60)
+    assert "did not answer" in Path(f"/run/dnat/{sip.namespace}/daemon.log").read_text()
+    with SipClient(sip_lab["ext"], sip_lab.external) as stranger:
+        assert stranger.ask(request("OPTIONS", f"sip:{sip_lab.external}", "sip:me@203.0.113.2")) == 200
+
+
+def _kamailio(sip: Node) -> list[int]:
+    """All its processes."""
+    found = []
+    for pid in netns.processes([sip.namespace]):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"/usr/sbin/kamailio\0"):
+                found.append(pid)
+    return found
 
 
 def _ask_running(sip: Node) -> int | None:

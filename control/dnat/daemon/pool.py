@@ -25,9 +25,13 @@ CHECK_SECONDS = 5.0
 ASK_AGAIN_SECONDS = 10.0
 
 
+BURST = 16
+"""New bindings at once that a pool has ports for while it grows, if it has twice as many."""
+
+
 def low_water(ports: int) -> int:
     """Free ports at which a pool of so many ports has to grow."""
-    return ports // 4
+    return max(ports // 4, min(ports // 2, BURST))
 
 
 class PoolKeeper:

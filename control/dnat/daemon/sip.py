@@ -18,7 +18,7 @@ from dnat.errors import DnatError, PeerError, PlatformError
 from dnat.instance import Instance
 from dnat.pap.messages import Want
 from dnat.sip import certificate, configuration, database, process
-from dnat.sip.process import Kamailio
+from dnat.sip.process import Kamailio, Listener
 from dnat.types import Protocol, Purpose
 
 log = logging.getLogger(__name__)
@@ -44,15 +44,18 @@ class SipRole:
         self._moved = asyncio.Event()
         self._address: IPv4Address
         self._kamailio: Kamailio | None = None
+        self._hold: database.Hold | None = None
         self._restarts = 0
         self._trouble = ""
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Lease the ports and start Kamailio. Raises DnatError."""
-        self._address = await self._lease()
-        await self._privileged.run(self._prepare)
-        self._kamailio = await Kamailio.start(self._directory, self._socket)
+        try:
+            await self._start_kamailio()
+        except BaseException:
+            self._let_go()
+            raise
         self._host.on_change = self._moved.set
         self._task = asyncio.create_task(self._supervise())
 
@@ -64,6 +67,7 @@ class SipRole:
                 await self._task
         if self._kamailio is not None:
             await self._kamailio.stop()
+        self._let_go()
 
     def summary(self) -> str:
         """One line."""
@@ -134,6 +138,23 @@ class SipRole:
         assert address is not None
         return address
 
+    @property
+    def _listeners(self) -> list[Listener]:
+        address, port, tls_port = str(self._address), self._settings.port, self._settings.tls_port
+        listeners = [Listener("sip", address, port), Listener("sip-tcp", address, port)]
+        return listeners + ([Listener("sip-tls", address, tls_port)] if tls_port else [])
+
+    async def _start_kamailio(self) -> None:
+        """Have the ports, write what Kamailio needs, and wait until it answers on them. Raises DnatError."""
+        self._address = await self._lease()
+        await self._privileged.run(self._prepare)
+        self._kamailio = await Kamailio.start(self._directory, self._socket, self._listeners)
+
+    def _let_go(self) -> None:
+        if self._hold is not None:
+            self._hold.close()
+            self._hold = None
+
     def _prepare(self) -> None:
         """Files that Kamailio needs, and a word in the journal for ``down``. Runs in a thread."""
         process.end_left_over(self._directory)
@@ -144,6 +165,7 @@ class SipRole:
             process.own(directory)
         self._socket.unlink(missing_ok=True)
         database.ensure(self._users, self._registrations)
+        self._hold = self._hold or database.Hold(self._users, self._registrations)
         for path in (self._users, self._registrations):
             process.own(path)
         given, key = self._settings.certificate, self._settings.key
@@ -204,9 +226,7 @@ class SipRole:
                 await asyncio.sleep(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS) - 1)])
                 failures += 1
                 try:
-                    self._address = await self._lease()
-                    await self._privileged.run(self._prepare)
-                    self._kamailio = await Kamailio.start(self._directory, self._socket)
+                    await self._start_kamailio()
                 except (DnatError, OSError) as error:
                     self._trouble = str(error)
                     log.warning("the SIP server cannot be started: %s", error)

@@ -40,6 +40,7 @@ def ensure(users: Path, registrations: Path) -> None:
     for path, schema in ((users, "auth_db"), (registrations, "usrloc")):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _open(path) as database:
+            database.execute("PRAGMA journal_mode=WAL")
             if database.execute("SELECT 1 FROM sqlite_master WHERE name = 'version'").fetchone():
                 continue
             try:
@@ -48,8 +49,33 @@ def ensure(users: Path, registrations: Path) -> None:
                 raise PlatformError(
                     "Kamailio's table definitions are not installed: apt-get install kamailio-sqlite-modules"
                 ) from None
-            database.executescript("PRAGMA journal_mode=WAL; BEGIN;" + "".join(tables) + "COMMIT;")
+            database.executescript("BEGIN;" + "".join(tables) + "COMMIT;")
         path.chmod(0o640)
+
+
+class Hold:
+    """Open connections while Kamailio runs.
+
+    Who is the first to open such a file, and who is the last to close it, locks it for a moment. Kamailio's module does
+    not wait for locks: processes of it that start together would meet those of each other, and give up.
+    """
+
+    def __init__(self, *paths: Path) -> None:
+        """Raises PlatformError."""
+        self._connections: list[sqlite3.Connection] = []
+        try:
+            for path in paths:
+                # Threads take turns.
+                self._connections.append(sqlite3.connect(path, timeout=5.0, check_same_thread=False))
+                self._connections[-1].execute("SELECT COUNT(*) FROM version").fetchone()
+        except sqlite3.Error as error:
+            self.close()
+            raise PlatformError(f"{path}: {error}") from None
+
+    def close(self) -> None:
+        for connection in self._connections:
+            connection.close()
+        self._connections.clear()
 
 
 def set_user(path: Path, name: str, realm: str, password: str) -> bool:

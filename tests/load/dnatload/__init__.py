@@ -1,0 +1,1 @@
+"""``make load``: calls by the hundred, and what a call costs the router."""
