@@ -7,12 +7,13 @@
 int router_wan_xdp(struct xdp_md *ctx)
 {
 	const struct router_config *config = router_config();
-	const struct link *link = link_at(LINK_WAN);
+	__u32 key = LINK_WAN;
+	const struct link *link = links_get(&key);
 	struct packet packet;
 	void *ports;
 	__u16 index;
 
-	if (!config || !link || !parse_plain(ctx, link, &packet))
+	if (!config || !is_usable(link) || !parse_plain(ctx, link, &packet))
 		return XDP_PASS;
 	ports = owners_get(&packet.destination);
 	if (!ports || is_spoofed(&packet, config))
@@ -25,13 +26,14 @@ int router_wan_xdp(struct xdp_md *ctx)
 int router_lan_xdp(struct xdp_md *ctx)
 {
 	const struct router_config *config = router_config();
-	const struct link *link = link_at(LINK_LAN);
+	__u32 key = LINK_LAN;
+	const struct link *link = links_get(&key);
 	const struct host *sender;
 	struct packet packet;
 	void *ports;
 	__u16 index, target;
 
-	if (!config || !link || !parse_plain(ctx, link, &packet) || is_multicast(packet.destination))
+	if (!config || !is_usable(link) || !parse_plain(ctx, link, &packet) || is_multicast(packet.destination))
 		return XDP_PASS;
 	ports = owners_get(&packet.source);
 	if (!ports)

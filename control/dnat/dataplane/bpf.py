@@ -11,6 +11,7 @@ import enum
 import errno
 import os
 import platform
+import resource
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -112,7 +113,26 @@ def program_name(fd: int) -> str:
 def map_create(kind: MapType, name: str, *, key_size: int, value_size: int, entries: int, inner_fd: int = 0) -> int:
     """File descriptor of a new map; ``inner_fd`` is the template for maps of maps."""
     label = name.encode()[:15].ljust(16, b"\0")
-    return bpf(Command.MAP_CREATE, "7I16s", kind, key_size, value_size, entries, 0, inner_fd, 0, label)[0]
+    fields = (kind, key_size, value_size, entries, 0, inner_fd, 0, label)
+    try:
+        return bpf(Command.MAP_CREATE, "7I16s", *fields)[0]
+    except PermissionError:
+        if not _lift_memory_limit():
+            raise
+    return bpf(Command.MAP_CREATE, "7I16s", *fields)[0]
+
+
+def _lift_memory_limit() -> bool:
+    """Linux before 5.11 counts maps as locked memory, and refuses those beyond the limit; whether it was changed."""
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    if resource.getrlimit(resource.RLIMIT_MEMLOCK) == unlimited:
+        return False
+    try:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, unlimited)
+    # Raising it is for those with CAP_SYS_RESOURCE.
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def possible_cpus() -> int:

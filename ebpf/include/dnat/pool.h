@@ -144,13 +144,17 @@ static __always_inline void tell(enum port_class port_class, struct pool_usage *
 /* A binding was made. */
 static __always_inline void note_use(const struct host_config *config, enum port_class port_class, __u64 now)
 {
-	__u32 index = port_class;
-	struct pool_usage *usage = usage_get(&index);
+	__u32 key = port_class, index = port_class;
+	struct pool_usage *usage = usage_get(&key);
 	__u32 total, free;
 
-	if (!usage || index >= TRANSLATED_CLASSES)
+	if (!usage)
 		return;
 	__sync_fetch_and_add(&usage->bound, 1);
+	/* Linux 5.10 forgets the bounds of what was kept in memory meanwhile. */
+	asm volatile("" : "+r"(index));
+	if (index >= TRANSLATED_CLASSES)
+		return;
 	total = config->pool_ports[index];
 	free = total > usage->bound ? total - usage->bound : 0;
 	if (free > config->low_water)

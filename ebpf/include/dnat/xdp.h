@@ -23,12 +23,10 @@ MAP(links, ARRAY, __u32, struct link, LINKS)
  * ask now and then whether it is still there. At most a second, whatever HZ is. */
 #define NEIGHBOUR_JIFFIES 100
 
-/* A link that XDP may not use counts as none. */
-static __always_inline struct link *link_at(__u32 index)
+/* Whether XDP may use a link. */
+static __always_inline bool is_usable(const struct link *link)
 {
-	struct link *link = links_get(&index);
-
-	return link && link->ifindex ? link : (void *)0;
+	return link && link->ifindex;
 }
 
 static __always_inline bool is_same_mac(const __u8 *one, const __u8 *other)
@@ -136,9 +134,10 @@ static __always_inline int send_by(const struct xdp_md *ctx, const struct link *
 static __always_inline int send_to_host(const struct xdp_md *ctx, __u16 index, enum counter counter)
 {
 	const struct host *host = host_at(index);
-	const struct link *lan = link_at(LINK_LAN);
+	__u32 key = LINK_LAN;
+	const struct link *lan = links_get(&key);
 
-	if (!host || !lan || host->ifindex != lan->ifindex || !fits_link(ctx, host->mtu) ||
+	if (!host || !is_usable(lan) || host->ifindex != lan->ifindex || !fits_link(ctx, host->mtu) ||
 	    !(*(__u32 *)host->mac | *(__u16 *)(host->mac + 4)))
 		return XDP_PASS;
 	return send_by(ctx, lan, host->mac, counter);
@@ -157,14 +156,15 @@ static __always_inline bool is_neighbour_due(struct link *link)
 /* Out of the WAN by the routing table, if it and the neighbour table know the way. */
 static __always_inline int send_to_wan(struct xdp_md *ctx, const struct packet *packet, __u32 mtu)
 {
-	struct link *wan = link_at(LINK_WAN);
+	__u32 key = LINK_WAN;
+	struct link *wan = links_get(&key);
 	struct bpf_fib_lookup way = {
 		.family = ADDRESS_FAMILY_IPV4,
 		.ipv4_src = packet->source,
 		.ipv4_dst = packet->destination,
 	};
 
-	if (!wan || !fits_link(ctx, mtu) || is_neighbour_due(wan))
+	if (!is_usable(wan) || !fits_link(ctx, mtu) || is_neighbour_due(wan))
 		return XDP_PASS;
 	way.ifindex = wan->ifindex;
 	if (bpf_fib_lookup(ctx, &way, sizeof(way), BPF_FIB_LOOKUP_OUTPUT) || way.ifindex != wan->ifindex)
