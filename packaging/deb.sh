@@ -21,7 +21,7 @@ gzip -9nc CHANGELOG.md > "$tree/usr/share/doc/dnat/changelog.gz"
 install -d "$tree/DEBIAN"
 size=$(du -sk --exclude=DEBIAN "$tree" | cut -f1)
 sed "s/@VERSION@/$version/; s/@ARCHITECTURE@/$architecture/; s/@SIZE@/$size/" packaging/deb/control > "$tree/DEBIAN/control"
-echo /etc/dnat/dnat.toml > "$tree/DEBIAN/conffiles"
+(cd "$tree" && find etc -type f -printf '/%p\n' | sort) > "$tree/DEBIAN/conffiles"
 install -m 755 packaging/deb/{postinst,prerm,postrm} "$tree/DEBIAN"
 (cd "$tree" && find usr lib -type f -print0 | sort -z | xargs -0 md5sum) > "$tree/DEBIAN/md5sums"
 chmod -R u=rwX,go=rX "$tree"

@@ -70,6 +70,11 @@ for unit in packaging/systemd/*; do
     install -D -m 644 "$unit" "$units/$(basename "$unit")"
     sed -i "s,@PREFIX@,$PREFIX,g" "$units/$(basename "$unit")"
 done
+for hooks in dhcp/dhclient-enter-hooks.d NetworkManager/dispatcher.d; do
+    install -D -m 755 packaging/dhcp/dnat "$DESTDIR/etc/$hooks/dnat"
+done
+install -d "$DESTDIR/etc/NetworkManager/dispatcher.d/pre-up.d"
+ln -sfn ../dnat "$DESTDIR/etc/NetworkManager/dispatcher.d/pre-up.d/dnat"
 [ -e "$DESTDIR/etc/dnat/dnat.toml" ] || install -D -m 644 packaging/dnat.toml "$DESTDIR/etc/dnat/dnat.toml"
 
 PYTHONPATH=$site PYTHONDONTWRITEBYTECODE=1 "$PYTHON" packaging/documents.py install "$DESTDIR$PREFIX/share"

@@ -13,6 +13,7 @@ if [ -x "$PREFIX/lib/dnat/bin/dnatctl" ]; then
 fi
 rm -f /etc/systemd/system/dnat.service /etc/systemd/system/run-dnat-bpf.mount
 [ ! -d /run/systemd/system ] || systemctl daemon-reload
+rm -f /etc/dhcp/dhclient-enter-hooks.d/dnat /etc/NetworkManager/dispatcher.d{,/pre-up.d}/dnat
 rm -rf "$PREFIX/lib/dnat" "$PREFIX/share/doc/dnat"
 [ "$(readlink "$PREFIX/bin/dnatctl")" != ../lib/dnat/bin/dnatctl ] || rm "$PREFIX/bin/dnatctl"
 rm -f "$PREFIX"/share/man/man1/dnatctl*.1 "$PREFIX/share/man/man5/dnat.toml.5" \

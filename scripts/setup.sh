@@ -4,7 +4,7 @@
 set -euo pipefail
 
 packages=(python3-venv python3-bpfcc python3-nftables python3-cryptography linux-libc-dev iproute2 nftables)
-lab_packages=(baresip-core tcpdump iputils-ping curl ethtool coturn man-db systemd)
+lab_packages=(baresip-core tcpdump iputils-ping curl ethtool coturn man-db systemd dnsmasq-base isc-dhcp-client kea-dhcp4-server)
 # The role sip, and the other phones of its tests.
 lab_packages+=(kamailio kamailio-tls-modules kamailio-sqlite-modules openssl linphone-cli sip-tester)
 # What dnat is compared with.
@@ -26,7 +26,7 @@ if [ "${#missing[@]}" -gt 0 ]; then
     # Tests run Kamailio and coturn of their own: a new package's must not take their ports, now or at the next boot.
     # One that was here before is the user's.
     services=()
-    for service in kamailio coturn; do
+    for service in kamailio coturn kea-dhcp4-server; do
         [[ " ${missing[*]} " != *" $service "* ]] || services+=("$service")
     done
     if [ "${#services[@]}" -gt 0 ] && [ ! -e /usr/sbin/policy-rc.d ]; then

@@ -55,7 +55,7 @@ class HostSettings(Struct, frozen=True, forbid_unknown_fields=True):
     interface: _Interface | None = None
     """LAN interface; by default the one of the default route."""
     server: _Address | None = None
-    """PAP server; by default the default gateway."""
+    """PAP server; by default the one that DHCP option 227 names, else the default gateway."""
     authentication: _HostMode = "auto"
     """Use a key if there is one and agree on one when the server wants it; do nothing without one; use none."""
     ephemeral_ports: _PortCount = 64
@@ -169,6 +169,15 @@ class MetricsSettings(Struct, frozen=True, forbid_unknown_fields=True):
         return str(IPv4Address(address)), int(port)
 
 
+class ApiSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """The ``[api]`` table: what programs of users other than root may have (docs/api.md)."""
+
+    group: Annotated[str, Meta(description='the name of a group, or "*" for everybody', min_length=1)] = "dnat"
+    """Whose members may lease ports."""
+    leases_per_user: Annotated[int, Meta(description="a whole number from 0 to 20", ge=0, le=20)] = 8
+    ports_per_user: Annotated[int, Meta(description="a whole number from 0 to 4096", ge=0, le=4096)] = 256
+
+
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file."""
 
@@ -180,6 +189,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     router: RouterSettings = RouterSettings()
     sip: SipSettings = SipSettings()
     metrics: MetricsSettings = MetricsSettings()
+    api: ApiSettings = ApiSettings()
 
 
 def load(path: Path | None) -> Config:

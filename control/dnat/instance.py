@@ -61,6 +61,11 @@ class Instance:
         return self.run / "mappings.json"
 
     @property
+    def programs(self) -> Path:
+        """Which leases belong to programs of which users."""
+        return self.run / "programs.json"
+
+    @property
     def store(self) -> Path:
         return self.state / "leases.sqlite"
 
@@ -92,6 +97,23 @@ class Instance:
     def _configuration(self) -> Path:
         namespaced = NETNS_CONFIG_DIRECTORY / self.name / "dnat/dnat.toml"
         return Path("/etc/dnat/dnat.toml") if self.name == DEFAULT_INSTANCE else namespaced
+
+    def first_start(self, now: float) -> float:
+        """When this machine became a server, in seconds since 1970: ``now`` if it is one for the first time.
+
+        A machine that cannot remember it counts as a server of old.
+        """
+        path = self.state / "first-start"
+        try:
+            return float(path.read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            pass
+        try:
+            self.state.mkdir(parents=True, exist_ok=True)
+            path.write_text(str(now), encoding="ascii")
+        except OSError:
+            return 0.0
+        return now
 
     def host_id(self, mac: str) -> bytes:
         """16 octets that name this host to the server, the same after a restart.

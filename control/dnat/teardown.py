@@ -25,7 +25,7 @@ def tear_down(instance: Instance, *, keep_log: bool = False) -> list[str]:
         shutil.rmtree(instance.pins(role), ignore_errors=True)
     with contextlib.suppress(OSError):
         instance.pins("host").parent.rmdir()
-    for path in (instance.socket, instance.saved_leases, instance.mappings, instance.pid_file):
+    for path in (instance.socket, instance.saved_leases, instance.mappings, instance.programs, instance.pid_file):
         path.unlink(missing_ok=True)
     if not keep_log:
         shutil.rmtree(instance.run, ignore_errors=True)

@@ -35,6 +35,8 @@ class Machine:
     def __init__(self, namespace: str, address: str) -> None:
         self.namespace = namespace
         self.address = address
+        self.configuration: Path | None = None
+        """The file that it is `configured` with."""
 
     def run(self, *argv: str, code: int | None = 0, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a program here; fails the test unless it exits with ``code`` (None: anything)."""
@@ -84,7 +86,7 @@ class Machine:
     @contextmanager
     def configured(self, table: str, directory: Path) -> Iterator[Machine]:
         """Up with this ``[host]`` table; as before afterwards."""
-        path = directory / "dnat.toml"
+        self.configuration = path = directory / "dnat.toml"
         path.write_text(f"[host]\n{table}\n")
         self.dnatctl("down")
         try:

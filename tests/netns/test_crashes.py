@@ -14,7 +14,8 @@ import pytest
 from nodes import Lab, Node, eventually
 from streams import Streams
 
-from dnat.client import Client
+from dnat.client import Client, lease
+from dnat.instance import Instance
 
 UDP = socket.SOCK_DGRAM
 HOSTS = ("phone1", "phone2", "sip")
@@ -87,20 +88,28 @@ def test_a_host_that_lost_its_memory_gets_its_ports_again(routed_lab: Lab) -> No
 
 
 def test_a_store_that_was_lost_is_filled_again_by_the_hosts(routed_lab: Lab) -> None:
-    """The epoch goes back; each host that notices registers what it holds (docs/pap.md, section 5)."""
-    router = routed_lab["router"]
-    before = {name: _ports(routed_lab[name]) for name in HOSTS}
-    router.kill()
-    for path in (Path("/var/lib/dnat") / router.namespace).glob("leases.sqlite*"):
-        path.unlink()
-    router.dnatctl("up")
-    assert router.leases() == []
-    for name in HOSTS:
-        routed_lab[name].kill()
-        routed_lab[name].dnatctl("up")
-    expected = sorted(ports for held in before.values() for ports in held)
-    eventually(lambda: _ports(router) == expected, "the server knows all ports again", seconds=10)
-    assert {name: _ports(routed_lab[name]) for name in HOSTS} == before
+    """The server says that it is young; hosts register what they hold, programs keep theirs, nobody gets it as well."""
+    router, phone = routed_lab["router"], routed_lab["phone1"]
+    phone.dnatctl("request", "--port", "5071")
+    with lease(2, path=Instance(phone.namespace).socket) as ports, _streams(routed_lab) as streams:
+        before = {name: _ports(routed_lab[name]) for name in HOSTS}
+        pids = {name: routed_lab[name].pid() for name in HOSTS}
+        router.kill()
+        for path in (Path("/var/lib/dnat") / router.namespace).glob("leases.sqlite*"):
+            path.unlink()
+        router.dnatctl("up")
+        # Until everybody has had the time to register, what somebody may hold is for nobody else.
+        refused = routed_lab["phone2"].dnatctl("request", "--port", "5071", code=None)
+        assert refused.returncode == 3 and "another host has" in refused.stderr
+        expected = sorted(each for held in before.values() for each in held)
+        assert _ports(router) == expected, "the server knows all ports again"
+        assert {name: _ports(routed_lab[name]) for name in HOSTS} == before
+        assert {name: routed_lab[name].pid() for name in HOSTS} == pids, "no daemon was restarted"
+        assert ports.held
+        again = streams.sent
+        eventually(lambda: streams.received > again + 100, "packets flow", seconds=20)
+    eventually(lambda: ports.first not in {first for first, _, _ in _ports(router)}, "the program's are given back", 20)
+    phone.dnatctl("release", "5071")
 
 
 def _ports(node: Node) -> list[tuple[int, int, str]]:

@@ -5,20 +5,24 @@ from __future__ import annotations
 import csv
 import json
 import os
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nodes import Lab, Node, eventually
 from prometheus_client.parser import text_string_to_metric_families
 
-from dnat.client import Client
+from dnat.client import Client, lease
 from dnat.instance import Instance
 from dnat.lab import builder
 from dnat.lab.topology import Topology
 
+TCP = socket.SOCK_STREAM
 OTHER = "198.51.100.2"
 SWITCH_SECONDS = 1.0
 CONFIGURATION = """\
@@ -127,7 +131,7 @@ def test_metrics_of_every_role(lab: Lab) -> None:
     seen_from(phone, lab)
     text = phone.dnatctl("metrics").stdout
     assert f'dnat_leases{{address="{lab.external}",protocol="any",purpose="ephemeral",role="host"}} 1.0' in text
-    assert "dnat_bindings" in text
+    assert "dnat_bindings" in text and "dnat_program_leases 0.0" in text and "dnat_api_connections" in text
     scraped = router.run("curl", "-sS", "-m", "5", "http://10.66.0.1:9437/metrics").stdout
     samples = {
         (sample.name, frozenset(sample.labels.values())): sample.value
@@ -136,6 +140,8 @@ def test_metrics_of_every_role(lab: Lab) -> None:
     }
     assert samples["dnat_pool_ports", frozenset({lab.external})] > 30_000
     assert any(value > 0 for (name, labels), value in samples.items() if name == "dnat_packets_total")
+    leased = sum(each["last"] - each["first"] + 1 for each in router.show()["leases"])
+    assert samples["dnat_owned_ports", frozenset({lab.external})] == leased
     assert samples["dnat_pap_messages_total", frozenset({"server", "want-success"})] > 0
 
 
@@ -168,13 +174,41 @@ def test_draining_grants_nothing_new_and_cuts_nothing(lab: Lab) -> None:
 
 
 def test_hosts_switch_to_another_external_address_within_a_second(lab: Lab) -> None:
-    """Both addresses are served for a while, the old one is drained, and then it goes."""
+    """Both addresses are served for a while, the old one is drained, and then it goes. What spoke from it ends."""
     phone, router = lab["phone1"], lab["router"]
     configure(lab, lab.external, OTHER)
     router.dnatctl("reload")
     assert phone.show()["external_addresses"] == [lab.external]
-    router.dnatctl("drain", lab.external)
-    eventually(lambda: phone.show()["external_addresses"] == [OTHER], "the host has switched", SWITCH_SECONDS)
+    path = Instance(phone.namespace).socket
+    with ExitStack() as stack:
+        watcher, program = stack.enter_context(Client(path)), stack.enter_context(lease(path=path))
+        watcher.call("watch")
+        native = stack.enter_context(phone.socket(TCP))
+        translated = stack.enter_context(phone.socket(TCP, 4444))
+        local = stack.enter_context(phone.socket(TCP, address=phone.address))
+        for connection in (native, translated):
+            connection.connect((lab.ext, 7))
+        server = stack.enter_context(lab["sip"].socket(TCP, 4445, listen=True))
+        local.connect((lab["sip"].address, 4445))
+        accepted = stack.enter_context(server.accept()[0])
+        for connection in (native, translated):
+            connection.sendall(b"one")
+            assert connection.recv(100) == b"one"
+        router.dnatctl("drain", lab.external)
+        eventually(lambda: phone.show()["external_addresses"] == [OTHER], "the host has switched", SWITCH_SECONDS)
+        for connection in (native, translated):
+            with pytest.raises(ConnectionAbortedError):
+                connection.recv(100)
+        accepted.sendall(b"the LAN is not concerned")
+        assert local.recv(100) == b"the LAN is not concerned"
+        assert program.wait(20) and "out of service" in program.reason
+        said: list[dict[str, Any]] = []
+        while not said or said[-1].get("address") != OTHER:
+            said.append(watcher.event())
+        lost = [each for each in said if each["event"] == "lost"]
+        assert {each["code"] for each in lost} == {"address-changed"} and len(lost) == 3
+        assert next(each["former"] for each in said if each["event"] == "address") == lab.external
+        assert all(each["port"] in phone.ports("translated") for each in phone.show()["bindings"])
     eventually(lambda: seen_from(phone, lab) == OTHER, "traffic leaves from the new address")
     configure(lab, OTHER)
     router.dnatctl("reload")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import urllib.request
+from dataclasses import fields as dataclass_fields
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -26,6 +29,12 @@ MEASURED = Measured(
     pool={"198.51.100.1": 50000},
     holds=4,
     keys={"active": 1},
+    epoch_start=1.0,
+    owned={"198.51.100.1": 97},
+    sip_running=True,
+    sip_restarts=2,
+    connections=5,
+    program_leases=6,
 )
 
 
@@ -48,7 +57,21 @@ def test_every_figure_is_there() -> None:
     assert samples["dnat_pool_ports", "198.51.100.1"] == 50000
     assert samples["dnat_keys", "active"] == 1
     assert samples["dnat_holds",] == 4
+    assert samples["dnat_owned_ports", "198.51.100.1"] == 97
+    assert (samples["dnat_sip_running",], samples["dnat_sip_restarts_total",]) == (1, 2)
+    assert (samples["dnat_api_connections",], samples["dnat_program_leases",]) == (5, 6)
     assert not any(name[0] == "dnat_bindings" for name in samples), "a server translates nothing"
+
+
+def test_every_figure_is_documented() -> None:
+    """By the name under which Prometheus stores it."""
+    everything = replace(MEASURED, bindings=1)
+    table = (Path(__file__).parents[2] / "docs/operation.md").read_text()
+    names = {name[0] for name in read(exposition(everything, ["server"]))}
+    assert len(names) == 14
+    assert [name for name in names if f"`{name}`" not in table] == []
+    fields = {each.name for each in dataclass_fields(Measured)}
+    assert [name for name in fields if getattr(everything, name) in (None, {}, [])] == []
 
 
 def free_port() -> int:

@@ -21,6 +21,8 @@ _COMMANDS = {
     "show": ("dnat.cli.show", "show"),
     "request": ("dnat.cli.ports", "request"),
     "release": ("dnat.cli.ports", "release"),
+    "hold": ("dnat.cli.programs", "hold"),
+    "watch": ("dnat.cli.programs", "watch"),
     "map": ("dnat.cli.mappings", "map_"),
     "unmap": ("dnat.cli.mappings", "unmap"),
     "ping": ("dnat.cli.ping", "ping"),

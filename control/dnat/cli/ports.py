@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -19,46 +20,48 @@ _IDENTIFIER = re.compile(r"[0-9a-fA-F]{16}")
 _output = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 
 
+_OPTIONS = (
+    click.option("--ports", "count", type=click.IntRange(1, 65535), help="How many consecutive ports.  [1]"),
+    click.option("--port", "specific", metavar="PORT[-LAST]", help="Exactly these ports."),
+    click.option("--protocol", type=click.Choice([p.label for p in Protocol]), default="any", show_default=True),
+    click.option("--parity", type=click.Choice([p.label for p in Parity]), default="any", show_default=True),
+    click.option("--exact", is_flag=True, help="All or nothing; otherwise fewer ports may be granted."),
+    click.option("--lifetime", type=click.IntRange(0, 86400), default=0, help="Seconds; 0 leaves it to the server."),
+)
+
+
+def port_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Which ports are wanted; `wished` reads it."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def wished(count: int | None, specific: str | None, **others: Any) -> dict[str, Any]:
+    """The options as parameters of the local API. Raises UsageError."""
+    if count is not None and specific is not None:
+        raise UsageError("--ports asks for a number of ports, --port for particular ones: use one of them")
+    wanted = _range(specific) if specific is not None else None
+    return {"count": len(wanted) if wanted else count or 1, "first": wanted.first if wanted else None, **others}
+
+
 @click.command()
-@click.option("--ports", "count", type=click.IntRange(1, 65535), help="How many consecutive ports.  [1]")
-@click.option("--port", "specific", metavar="PORT[-LAST]", help="Exactly these ports.")
-@click.option("--protocol", type=click.Choice([p.label for p in Protocol]), default="any", show_default=True)
-@click.option("--parity", type=click.Choice([p.label for p in Parity]), default="any", show_default=True)
-@click.option("--exact", is_flag=True, help="All or nothing; otherwise fewer ports may be granted.")
-@click.option("--lifetime", type=click.IntRange(0, 86400), default=0, help="Seconds; 0 leaves it to the server.")
+@port_options
 @_output
-def request(
-    count: int | None,
-    specific: str | None,
-    protocol: str,
-    parity: str,
-    exact: bool,
-    lifetime: int,
-    output: str,
-) -> None:
+def request(output: str, **options: Any) -> None:
     """Lease ports for a program that binds them itself.
 
     \b
     Examples:  sudo dnatctl request --port 5060 --protocol udp
                sudo dnatctl request --ports 10 --parity even -o json
     """
-    if count is not None and specific is not None:
-        raise UsageError("--ports asks for a number of ports, --port for particular ones: use one of them")
-    wanted = _range(specific) if specific is not None else None
+    wish = wished(**options)
     with Client(Instance.current().socket) as client:
-        answer = client.call(
-            "request",
-            count=len(wanted) if wanted else count or 1,
-            first=wanted.first if wanted else None,
-            protocol=protocol,
-            parity=parity,
-            exact=exact,
-            lifetime=lifetime,
-        )
+        answer = client.call("request", **wish)
     if output == "json":
         click.echo(json.dumps(answer))
         return
-    fewer = f" ({count} were asked for)" if answer["fewer"] else ""
+    fewer = f" ({wish['count']} were asked for)" if answer["fewer"] else ""
     click.echo(f"leased {_lease_text(answer['lease'])}{fewer}")
 
 

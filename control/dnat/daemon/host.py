@@ -11,20 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 from dnat.config import HostSettings
 from dnat.daemon import attachments
+from dnat.daemon.announcer import Announcer
 from dnat.daemon.credentials import load_credentials
-from dnat.daemon.leasing import Leasing, RefusedError, boottime
+from dnat.daemon.leasing import Leasing, RefusedError
 from dnat.daemon.mappings import Mapping, Mappings, holds, lease_of, unmapped
 from dnat.daemon.pool import PoolKeeper, low_water
 from dnat.daemon.privileged import Privileged
+from dnat.daemon.wishes import describe_lease
 from dnat.dataplane import loader
 from dnat.dataplane.attach import Direction
 from dnat.dataplane.host import HostPlane, Policy
 from dnat.errors import DnatError, PeerError, UsageError
 from dnat.instance import Instance
 from dnat.pap.messages import Want
-from dnat.system import links
+from dnat.system import dhcp, links, sockets
 from dnat.system.host import ensure_host_network
-from dnat.system.links import Uplink
+from dnat.system.links import Interface, Uplink
 from dnat.types import Lease, Parity, PortRange, Protocol, Purpose
 
 if TYPE_CHECKING:
@@ -51,9 +53,13 @@ class HostRole:
         self._tasks: list[asyncio.Task[None]] = []
         self.on_change: Callable[[], None] = lambda: None
         """Called after a change of the leases has reached the kernel."""
+        self.announcer = Announcer()
         self.host_id: bytes
         """Who this host is to the server."""
+        self._server_found_by: str
         self._uplink: Uplink
+        self._applied: Sequence[Lease] = ()
+        """The leases that kernel and network follow."""
         self._mappings: Mappings
         self._leasing: Leasing
         self._plane: HostPlane
@@ -63,13 +69,15 @@ class HostRole:
         """Lease ports, set up kernel and network; returns one line that says what was obtained. Raises DnatError."""
         self._uplink = await self._privileged.run(links.default_gateway, self._settings.interface)
         lan = await self._privileged.run(links.interface, self._uplink.interface)
-        server = IPv4Address(self._settings.server) if self._settings.server else self._uplink.gateway
+        server, self._server_found_by = await self._privileged.run(self._find_server, lan)
         self.host_id = self._instance.host_id(lan.mac or "")
         self._mappings = Mappings(self._instance.mappings)
         saved, key_path = self._instance.saved_leases, self._instance.key_file
         credentials = load_credentials(self._settings, key_path, self._uplink.address)
-        self._leasing = Leasing(self.host_id, server, saved, self._lacking.set, credentials, key_path)
-        await self._leasing.open(self._uplink.address, self._uplink.interface)
+        self._leasing = Leasing(
+            self.host_id, server, saved, self._lacking.set, self.announcer.heard, credentials, key_path
+        )
+        await self._leasing.open(self._uplink.address, lan.name, lan.broadcast_of(self._uplink.address))
         adopted = self._leasing.adopt_saved()
         try:
             await self._obtain(adopted)
@@ -77,13 +85,21 @@ class HostRole:
             if not adopted:
                 await self._give_back()
             raise
-        self._pool = PoolKeeper(self._settings, self._leasing, self._plane, self._external, self._apply)
+        self._pool = PoolKeeper(self._settings, self._leasing, self._plane, lambda: self.external, self._apply)
         asyncio.get_running_loop().add_reader(self._plane.fileno(), self._pool.tell)
         self._tasks = [
             asyncio.create_task(task)
             for task in (self._follow_leases(), self._reconcile(), self._sweep(), self._pool.run())
         ]
         return self.summary()
+
+    def _find_server(self, lan: Interface) -> tuple[IPv4Address, str]:
+        """The server, and what named it: the configuration, else DHCP, else the default route."""
+        if self._settings.server:
+            return IPv4Address(self._settings.server), "configuration"
+        if (named := dhcp.port_server(lan)) is not None:
+            return named, "dhcp"
+        return self._uplink.gateway, "gateway"
 
     async def _obtain(self, adopted: bool) -> None:
         """Get leases and programs, which takes its time, at once; then put both to use."""
@@ -118,13 +134,14 @@ class HostRole:
     def summary(self) -> str:
         """What this host has, in one line."""
         parts = [f"{lease.purpose.label} {lease.ports}" for lease in self._leasing.leases]
-        return f"{self._external()} ports {', '.join(sorted(parts))} leased from {self._leasing.server}"
+        found = " (named by DHCP)" if self._server_found_by == "dhcp" else ""
+        return f"{self.external} ports {', '.join(sorted(parts))} leased from {self._leasing.server}{found}"
 
     async def request(self, want: Want) -> dict[str, Any]:
         """Lease explicit ports for a program; returns when the data plane carries them. Raises PeerError."""
         granted = await self._leasing.request(want)
         await self._apply()
-        return {"lease": self._describe(granted.lease), "fewer": granted.fewer}
+        return {"lease": describe_lease(granted.lease), "fewer": granted.fewer}
 
     @property
     def leasing(self) -> Leasing:
@@ -171,7 +188,7 @@ class HostRole:
                 )
         await self._leasing.release(lease_ids)
         await self._apply()
-        return [self._describe(held[lease_id]) for lease_id in lease_ids]
+        return [describe_lease(held[lease_id]) for lease_id in lease_ids]
 
     async def map(self, protocol: Protocol, local_port: int, port: int | None) -> dict[str, Any]:
         """Bind a local port to a port of the external address until ``unmap``, leasing it if need be.
@@ -211,6 +228,12 @@ class HostRole:
         return self._describe_mapping(mapping)
 
     @property
+    def external(self) -> IPv4Address | None:
+        """The external address that this host uses: that of its ephemeral ports."""
+        lease = self._lease_for(Purpose.EPHEMERAL)
+        return lease.address if lease else None
+
+    @property
     def external_addresses(self) -> tuple[IPv4Address, ...]:
         return tuple(dict.fromkeys(lease.address for lease in self._leasing.leases))
 
@@ -228,11 +251,11 @@ class HostRole:
 
     def describe_leases(self) -> list[dict[str, Any]]:
         """The leases for ``show``."""
-        return [self._describe(lease) for lease in self._leasing.leases]
+        return [describe_lease(lease) for lease in self._leasing.leases]
 
     def describe_bindings(self) -> list[dict[str, Any]]:
         """The bindings for ``show``."""
-        address = str(self._external())
+        address = str(self.external)
         return [
             {
                 "protocol": binding.protocol.label,
@@ -245,23 +268,11 @@ class HostRole:
             for binding in self._plane.bindings(time.monotonic())
         ]
 
-    @staticmethod
-    def _describe(lease: Lease) -> dict[str, Any]:
-        return {
-            "id": f"{lease.id:016x}",
-            "address": str(lease.address),
-            "first": lease.ports.first,
-            "last": lease.ports.last,
-            "protocol": lease.protocol.label,
-            "purpose": lease.purpose.label,
-            "expires_in": max(0, round(lease.expires_at - boottime())),
-        }
-
     def _describe_mapping(self, mapping: Mapping) -> dict[str, Any]:
         return {
             "protocol": mapping.protocol.label,
             "local_port": mapping.local_port,
-            "address": str(self._external()),
+            "address": str(self.external),
             "port": mapping.port,
         }
 
@@ -274,13 +285,8 @@ class HostRole:
             parity=parity,
             exact=True,
             first=port,
-            address=self._external(),
+            address=self.external,
         )
-
-    def _external(self) -> IPv4Address | None:
-        """The external address that this host uses: that of its ephemeral ports."""
-        lease = self._lease_for(Purpose.EPHEMERAL)
-        return lease.address if lease else None
 
     def _lease_for(self, purpose: Purpose) -> Lease | None:
         return next((lease for lease in self._leasing.leases if lease.purpose is purpose), None)
@@ -292,7 +298,7 @@ class HostRole:
             Purpose.TRANSLATED: self._settings.translated_ports,
         }
         missing = [
-            Want(count=count, protocol=Protocol.ANY, purpose=purpose, address=self._external())
+            Want(count=count, protocol=Protocol.ANY, purpose=purpose, address=self.external)
             for purpose, count in needs.items()
             if self._lease_for(purpose) is None
         ]
@@ -335,12 +341,35 @@ class HostRole:
             ]
             translated = [(lease.ports, lease.protocol) for lease in leases if lease.purpose is Purpose.TRANSLATED]
             translated += [(PortRange(each.port, each.port), each.protocol) for each in mappings]
+            gone = self._gone(leases)
             # First, so that nothing else draws the ports.
             self._plane.set_static({(each.protocol, each.local_port): each.port for each in mappings})
             self._plane.set_ports(native, translated)
-            if ephemeral is None:
-                return []
-            return await self._privileged.run(self._ensure, ephemeral)
+            for address, ports in gone.items():
+                if closed := await self._privileged.run(sockets.close, address, ports):
+                    log.info(
+                        "closed %d sockets of programs that spoke from ports of %s no longer ours", closed, address
+                    )
+            self._applied = leases
+            changes = await self._privileged.run(self._ensure, ephemeral) if ephemeral else []
+            self.announcer.applied(leases, ephemeral.address if ephemeral else None)
+            return changes
+
+    def _gone(self, leases: Sequence[Lease]) -> dict[IPv4Address, list[tuple[PortRange, Protocol]]]:
+        """What programs spoke from until now and must not any more: local ports, by external address."""
+        standing = {(lease.address, lease.ports, lease.protocol) for lease in leases}
+        gone: dict[IPv4Address, list[tuple[PortRange, Protocol]]] = {}
+        for lease in self._applied:
+            if (lease.address, lease.ports, lease.protocol) in standing:
+                continue
+            native = [(lease.ports, lease.protocol)] if lease.purpose is not Purpose.TRANSLATED else []
+            bound = [
+                (PortRange(each.local_port, each.local_port), each.protocol)
+                for each in self._plane.bindings(time.monotonic())
+                if each.port in lease.ports and each.protocol.overlaps(lease.protocol)
+            ]
+            gone.setdefault(lease.address, []).extend(native + bound)
+        return gone
 
     def _ensure(self, ephemeral: Lease) -> list[str]:
         """Attach the programs, then let the host speak with the external address. Runs in a thread."""

@@ -52,21 +52,25 @@ class Leasing:
         server: IPv4Address,
         saved: Path,
         changed: Callable[[], None],
+        tell: Callable[[events.Event], None],
         credentials: Credentials,
         key_file: Path,
     ) -> None:
+        """``changed`` is called after every batch of events, ``tell`` with each of them."""
         self._agent = Agent(host_id, lambda: secrets.randbits(64), credentials)
         self._credentials = credentials
         self._key_file = key_file
         self._server = server
         self._saved = saved
         self._changed = changed
+        self._tell = tell
         self._alarm = Alarm(self._tick, boottime)
         self._requests: dict[int, asyncio.Future[events.Granted]] = {}
         self._releases: dict[int, asyncio.Future[None]] = {}
         self._resume: asyncio.Future[None] | None = None
         self._counters: Counter[str] = Counter()
         self._socket: PapSocket
+        self._broadcast: PapSocket | None = None
 
     @property
     def server(self) -> IPv4Address:
@@ -96,9 +100,11 @@ class Leasing:
         self._pump()
         return asked
 
-    async def open(self, address: IPv4Address, interface: str) -> None:
-        """Open the agent's socket on the LAN address. Raises PlatformError."""
+    async def open(self, address: IPv4Address, interface: str, broadcast: IPv4Address | None) -> None:
+        """Open the agent's socket on the LAN address, and one on the LAN's broadcast address. Raises PlatformError."""
         self._socket = await PapSocket.open(address, AGENT_PORT, self._received, interface)
+        if broadcast is not None:
+            self._broadcast = await PapSocket.open(broadcast, AGENT_PORT, self._received, interface)
 
     def adopt_saved(self) -> bool:
         """Take up the leases that an earlier daemon left; False when there are none that still stand."""
@@ -145,6 +151,8 @@ class Leasing:
     def close(self) -> None:
         self._alarm.set(None)
         self._socket.close()
+        if self._broadcast is not None:
+            self._broadcast.close()
 
     def _received(self, datagram: bytes, source: tuple[IPv4Address, int]) -> None:
         if source != (self._server, SERVER_PORT):
@@ -162,6 +170,7 @@ class Leasing:
         happened = self._agent.events()
         for event in happened:
             self._act(event)
+            self._tell(event)
         for datagram in self._agent.datagrams():
             self._socket.send(datagram, (self._server, SERVER_PORT))
         if happened:

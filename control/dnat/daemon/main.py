@@ -7,44 +7,41 @@ without losing a packet; ``dnatctl down`` ends it and then undoes everything.
 from __future__ import annotations
 
 import asyncio
-import enum
 import json
 import logging
 import os
 import signal
 import socket
 import sys
+import time
 from ipaddress import IPv4Address
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from dnat import __version__, pid_file
+from dnat import pid_file
 from dnat.config import Config
 from dnat.daemon.api import ApiServer
 from dnat.daemon.host import HostRole
+from dnat.daemon.host_methods import HostMethods
 from dnat.daemon.key_methods import KeyMethods
 from dnat.daemon.lease_methods import LeaseMethods
 from dnat.daemon.privileged import Privileged
+from dnat.daemon.programs import Programs
 from dnat.daemon.router import RouterRole
 from dnat.daemon.server import LanAddress, ServerRole, pool
 from dnat.daemon.sip import SipRole
+from dnat.daemon.view_methods import Roles, ViewMethods, measure
 from dnat.dataplane import loader
-from dnat.errors import DnatError, PlatformError, UsageError, error_kind
+from dnat.errors import DnatError, PlatformError, error_kind
 from dnat.instance import Instance
-from dnat.pap.messages import Want
 from dnat.store import KeyStore, SqliteStore
 from dnat.system import links
 from dnat.system.journal import Journal
 from dnat.teardown import tear_down
-from dnat.types import Parity, PortRange, Protocol, Purpose
 
 if TYPE_CHECKING:
-    from dnat.daemon.metrics import Measured, MetricsServer
+    from dnat.daemon.metrics import MetricsServer
 
 log = logging.getLogger(__name__)
-
-SCHEMA = 1
-
-_Enum = TypeVar("_Enum", bound=enum.Enum)
 
 
 class Daemon:
@@ -57,28 +54,22 @@ class Daemon:
         self._stopping = asyncio.Event()
         self._starting: asyncio.Task[None] | None = None
         self._release = False
-        self._server: ServerRole | None = None
-        self._router: RouterRole | None = None
-        self._host: HostRole | None = None
-        self._sip: SipRole | None = None
+        self._roles = roles = Roles(tuple(config.roles))
         self._metrics: MetricsServer | None = None
-        self._api = ApiServer(
+        views = ViewMethods(instance.name, roles)
+        ports = HostMethods(lambda: roles.host, lambda: roles.programs, roles.names)
+        self._api = roles.api = ApiServer(
             instance.socket,
-            readers={
-                "show": self._show,
-                "status": self._status,
-                "sip": self._describe_sip,
-                "metrics": self._exposition,
-            },
+            readers={"show": views.show, "status": views.status, "sip": views.sip, "metrics": views.metrics},
             writers={
-                "request": self._request,
-                "release": self._release_leases,
-                "map": self._map,
-                "unmap": self._unmap,
                 "stop": self._stop,
-                **KeyMethods(instance, lambda: self._server, lambda: self._host).methods(),
-                **LeaseMethods(lambda: self._server).methods(),
+                **ports.methods(),
+                **KeyMethods(instance, lambda: roles.server, lambda: roles.host).methods(),
+                **LeaseMethods(lambda: roles.server).methods(),
             },
+            watchers=ports.watchers(),
+            programs=ports.programs(),
+            group=config.api.group,
         )
 
     async def start(self) -> str:
@@ -93,7 +84,7 @@ class Daemon:
             raise DnatError("told to end before it was up") from None
         finally:
             self._starting = None
-        return "; ".join(self._summaries())
+        return "; ".join(self._roles.summaries())
 
     def _end(self) -> None:
         """What SIGTERM and SIGINT do."""
@@ -107,15 +98,17 @@ class Daemon:
         if "server" in self._config.roles:
             await self._start_server()
         if "host" in self._config.roles:
-            self._host = HostRole(self._instance, self._config.host, self._privileged)
-            await self._host.start()
+            self._roles.host = host = HostRole(self._instance, self._config.host, self._privileged)
+            self._roles.programs = programs = Programs(self._config.api, self._instance.programs, host)
+            await host.start()
+            programs.adopt()
             if "sip" in self._config.roles:
-                self._sip = SipRole(self._instance, self._config.sip, self._host, self._privileged)
-                await self._sip.start()
+                self._roles.sip = SipRole(self._instance, self._config.sip, host, self._privileged)
+                await self._roles.sip.start()
         if (listen := self._config.metrics.endpoint) is not None:
             from dnat.daemon.metrics import MetricsServer
 
-            self._metrics = MetricsServer(listen, self._measure, self._config.roles)
+            self._metrics = MetricsServer(listen, lambda: measure(self._roles), self._config.roles)
         await self._api.start()
 
     async def run(self) -> None:
@@ -125,17 +118,18 @@ class Daemon:
 
     async def stop(self) -> None:
         """End the roles; the data plane stays."""
+        roles = self._roles
         self._api.stop()
-        if self._sip is not None:
-            await self._sip.stop()
+        if roles.sip is not None:
+            await roles.sip.stop()
         if self._metrics is not None:
             await self._metrics.stop()
-        if self._host is not None:
-            await self._host.stop(release=self._release)
-        if self._router is not None:
-            await self._router.stop()
-        if self._server is not None:
-            await self._server.stop()
+        if roles.host is not None:
+            await roles.host.stop(release=self._release)
+        if roles.router is not None:
+            await roles.router.stop()
+        if roles.server is not None:
+            await roles.server.stop()
 
     def close(self) -> None:
         """Wait for changes of the machine that are under way, however the daemon ends."""
@@ -146,11 +140,18 @@ class Daemon:
         settings = self._config.server
         store = SqliteStore(self._instance.store, settings.retention_days * 86400.0)
         lan = await self._privileged.run(_server_address, self._config)
-        self._server = server = ServerRole(settings, store, KeyStore(self._instance.key_store), lan)
+        self._roles.server = server = ServerRole(
+            settings,
+            store,
+            KeyStore(self._instance.key_store),
+            lan,
+            # A moment later than the store that is made right after.
+            self._instance.first_start(time.time() + 1),
+        )
         records = await server.load()
         if "router" in self._config.roles:
             leasable = pool(settings)
-            self._router = RouterRole(
+            self._roles.router = router = RouterRole(
                 self._instance,
                 self._config.router,
                 self._privileged,
@@ -158,134 +159,14 @@ class Daemon:
                 leasable.ranges,
                 server.offence,
             )
-            await self._router.start(records)
-            store.watch(self._router.follow)
+            await router.start(records)
+            store.watch(router.follow)
         await server.listen()
-
-    def _summaries(self) -> list[str]:
-        return [role.summary() for role in (self._server, self._router, self._host, self._sip) if role is not None]
-
-    async def _describe_sip(self) -> dict[str, Any]:
-        if self._sip is None:
-            raise UsageError('this machine has no SIP server: add "sip" to roles in dnat.toml, then down and up')
-        return self._sip.describe()
-
-    async def _status(self) -> dict[str, Any]:
-        return {
-            "instance": self._instance.name,
-            "version": __version__,
-            "pid": os.getpid(),
-            "roles": list(self._config.roles),
-            "summary": self._summaries(),
-            "host_id": self._host.host_id.hex() if self._host is not None else None,
-        }
-
-    async def _show(self) -> dict[str, Any]:
-        """The document of ``show -o json`` (docs/show.md)."""
-        addresses: dict[IPv4Address, None] = {}
-        document: dict[str, Any] = {
-            "schema": SCHEMA,
-            "instance": self._instance.name,
-            "roles": list(self._config.roles),
-            "external_addresses": [],
-            "leases": [],
-            "bindings": [],
-            "owners": [],
-            "counters": {},
-            "pap": {},
-        }
-        if self._server is not None:
-            addresses |= dict.fromkeys(self._server.external_addresses)
-            document["leases"] += self._server.describe_leases()
-            document["owners"] += self._server.describe_owners()
-            document["pap"]["server"] = self._server.counters
-        if self._host is not None:
-            addresses |= dict.fromkeys(self._host.external_addresses)
-            if self._server is None:
-                document["leases"] += self._host.describe_leases()
-            document["bindings"] += self._host.describe_bindings()
-            document["pap"]["agent"] = self._host.pap_counters
-            document["counters"] |= self._host.counters
-        if self._router is not None:
-            document["counters"] |= self._router.counters
-            document["router"] = self._router.describe()
-        document["external_addresses"] = [str(address) for address in addresses]
-        return document
-
-    async def _measure(self) -> Measured:
-        from dnat.daemon.metrics import Measured
-
-        measured = Measured()
-        if self._server is not None:
-            self._server.measure(measured)
-        if self._host is not None:
-            self._host.measure(measured)
-        if self._router is not None:
-            measured.packets["router"] = self._router.counters
-        return measured
-
-    async def _exposition(self) -> dict[str, Any]:
-        from dnat.daemon.metrics import exposition
-
-        return {"text": exposition(await self._measure(), self._config.roles)}
-
-    async def _request(
-        self,
-        count: int = 1,
-        first: int | None = None,
-        protocol: str = "any",
-        parity: str = "any",
-        exact: bool = False,
-        lifetime: int = 0,
-    ) -> dict[str, Any]:
-        want = Want(
-            count=count,
-            protocol=_named(Protocol, protocol),
-            purpose=Purpose.EXPLICIT,
-            parity=_named(Parity, parity),
-            exact=exact,
-            first=first,
-            lifetime=lifetime,
-        )
-        return await self._need_host().request(want)
-
-    async def _release_leases(self, ids: list[str] | None = None, ports: list[str] | None = None) -> dict[str, Any]:
-        host = self._need_host()
-        wanted = [int(text, 16) for text in ids or []]
-        wanted += host.lease_ids([PortRange.parse(text) for text in ports or []])
-        return {"released": await host.release(wanted)}
-
-    async def _map(self, protocol: str, local_port: int, port: int | None = None) -> dict[str, Any]:
-        return await self._need_host().map(_named(Protocol, protocol), _port(local_port), port and _port(port))
-
-    async def _unmap(self, protocol: str, local_port: int) -> dict[str, Any]:
-        return await self._need_host().unmap(_named(Protocol, protocol), _port(local_port))
 
     async def _stop(self, release: bool = False) -> dict[str, Any]:
         self._release = release
         asyncio.get_running_loop().call_later(0.05, self._stopping.set)
         return {"pid": os.getpid()}
-
-    def _need_host(self) -> HostRole:
-        if self._host is None:
-            raise UsageError(
-                f'this machine has the roles {", ".join(self._config.roles)}; ports are leased by a "host"'
-            )
-        return self._host
-
-
-def _named(kind: type[_Enum], label: str) -> _Enum:
-    """The member of an enumeration that has this label. Raises UsageError."""
-    for member in kind:
-        if member.name.lower() == label:
-            return member
-    raise UsageError(f"{label!r} is not one of {', '.join(member.name.lower() for member in kind)}")
-
-
-def _port(number: int) -> int:
-    if not 1 <= number <= 65535:
-        raise UsageError(f"{number} is no port; ports are 1 to 65535")
-    return number
 
 
 def _server_address(config: Config) -> LanAddress:

@@ -42,6 +42,13 @@ class Measured:
     """By state."""
     bindings: int | None = None
     epoch_start: float | None = None
+    owned: dict[str, int] = field(default_factory=dict)
+    """Ports that a router has an owner for, by external address."""
+    sip_running: bool | None = None
+    sip_restarts: int | None = None
+    connections: int | None = None
+    """Of the local API."""
+    program_leases: int | None = None
 
 
 Measure = Callable[[], Awaitable[Measured]]
@@ -74,17 +81,25 @@ def families(measured: Measured, roles: Iterable[str]) -> Iterator[object]:
     pool = GaugeMetricFamily("dnat_pool_ports", "Ports that may be leased.", labels=("address",))
     for address, count in measured.pool.items():
         pool.add_metric((address,), count)
+    owned = GaugeMetricFamily("dnat_owned_ports", "Ports that packets are sent on for.", labels=("address",))
+    for address, count in measured.owned.items():
+        owned.add_metric((address,), count)
     keys = GaugeMetricFamily("dnat_keys", "Keys by state.", labels=("state",))
     for state, count in measured.keys.items():
         keys.add_metric((state,), count)
-    yield from (packets, messages, leases, ports, pool, keys)
+    yield from (packets, messages, leases, ports, pool, owned, keys)
     for name, text, value in (
         ("dnat_holds", "Freed ranges that wait for their former holder.", measured.holds),
         ("dnat_bindings", "Translations that stand.", measured.bindings),
         ("dnat_epoch_start_seconds", "When the server's lease state began, since 1970.", measured.epoch_start),
+        ("dnat_program_leases", "Leases that belong to a program.", measured.program_leases),
+        ("dnat_api_connections", "Clients of the local API.", measured.connections),
+        ("dnat_sip_running", "Whether the SIP server runs.", measured.sip_running),
     ):
         if value is not None:
             yield GaugeMetricFamily(name, text, value)
+    if measured.sip_restarts is not None:
+        yield CounterMetricFamily("dnat_sip_restarts", "How often the SIP server was restarted.", measured.sip_restarts)
 
 
 class _Fixed(Collector):

@@ -49,6 +49,7 @@ class PapSocket:
         opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             opened.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
             with contextlib.suppress(PermissionError):
                 opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, BUFFER)
             opened.bind((str(address), port))

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address
+from typing import TYPE_CHECKING
 
 from dnat.config import RouterSettings
 from dnat.daemon import attachments
@@ -16,11 +17,15 @@ from dnat.dataplane import loader
 from dnat.dataplane.attach import Direction
 from dnat.dataplane.router import Offence, RouterPlane
 from dnat.instance import Instance
+from dnat.leases.bitmap import union
 from dnat.leases.records import Change, DropLease, LeaseRecord, PutLease
 from dnat.system import links
 from dnat.system.nft import SharedAddress
 from dnat.system.router import ensure_router_network
 from dnat.types import Owner, PortRange, Protocol
+
+if TYPE_CHECKING:
+    from dnat.daemon.metrics import Measured
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +114,14 @@ class RouterRole:
     @property
     def counters(self) -> dict[str, int]:
         return self._plane.counters()
+
+    def measure(self, into: Measured) -> None:
+        """Figures of this role."""
+        into.packets["router"] = self.counters
+        into.owned = dict.fromkeys(map(str, self._externals), 0)
+        for address in self._externals:
+            ranges = {owner.ports for owner in self._owners.values() if owner.address == address}
+            into.owned[str(address)] = union(ranges).bit_count()
 
     def _fill(self) -> None:
         self._configure()

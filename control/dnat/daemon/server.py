@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STORE_RETRY_SECONDS = 1.0
+GRACE_SECONDS = 10.0
+"""How long a lease that ran out can still be renewed: clocks differ, and a renewal may be under way."""
+LEARN_SECONDS = 10.0
+"""How long a server that lost its leases lets hosts register theirs before it grants others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,12 @@ class ServerRole:
     store holds, and the hosts are told STORE-FAILED.
     """
 
-    def __init__(self, settings: ServerSettings, store: Store, key_store: KeyStore, lan: LanAddress) -> None:
+    def __init__(
+        self, settings: ServerSettings, store: Store, key_store: KeyStore, lan: LanAddress, first_start: float
+    ) -> None:
+        """``first_start``: when this machine became a server, in seconds since 1970; lease state that is younger
+        has replaced one that was lost.
+        """
         networks = tuple(IPv4Network(text) for text in settings.networks) or (lan.network,)
         self._lan = lan
         self._store = store
@@ -76,6 +85,7 @@ class ServerRole:
             ),
         )
         self._pool = pool(settings)
+        self._first_start = first_start
         self._hold_down = float(settings.hold_down)
         self._alarm = Alarm(self._tick, time.time)
         self._steps: list[Step] = []
@@ -101,6 +111,11 @@ class ServerRole:
         """Open the socket: from here on hosts are served. Raises PlatformError."""
         self._socket = await PapSocket.open(self._lan.ip, SERVER_PORT, self._received, self._lan.interface)
         self._committer = asyncio.create_task(self._commit())
+        now = time.time()
+        learn = max(0.0, self._epoch_start + LEARN_SECONDS - now) if self._epoch_start > self._first_start else 0.0
+        if learn:
+            log.warning("the lease store is new: for %.0f s hosts register what they hold", learn)
+        self._core.begin(now, () if self._lan.network.prefixlen > 30 else (self._lan.network.broadcast_address,), learn)
         if strays := self._core.invalidate_strays(time.time()):
             log.warning("took back %d leases that the configured pool does not have", strays)
         self._tick()
@@ -228,7 +243,7 @@ class ServerRole:
         ]
 
     def _table(self, state: State) -> LeaseTable:
-        table = LeaseTable(self._pool, hold=self._hold_down)
+        table = LeaseTable(self._pool, hold=self._hold_down, grace=GRACE_SECONDS)
         table.load(state.records, state.holds)
         return table
 

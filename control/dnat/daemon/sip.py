@@ -9,7 +9,7 @@ import secrets
 import time
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dnat.config import SipSettings
 from dnat.daemon.host import HostRole
@@ -20,6 +20,9 @@ from dnat.pap.messages import Want
 from dnat.sip import certificate, configuration, database, process
 from dnat.sip.process import Kamailio, Listener
 from dnat.types import Protocol, Purpose
+
+if TYPE_CHECKING:
+    from dnat.daemon.metrics import Measured
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +77,11 @@ class SipRole:
         ports = f"{self._settings.port}" + (f", TLS {self._settings.tls_port}" if self._settings.tls_port else "")
         state = f" ({self._trouble})" if self._trouble else ""
         return f"SIP {self._settings.mode} at {self._address} port {ports}{state}"
+
+    def measure(self, into: Measured) -> None:
+        """Figures of this role."""
+        into.sip_running = self._kamailio is not None
+        into.sip_restarts = self._restarts
 
     def describe(self) -> dict[str, Any]:
         """The result of the API's method ``sip``."""

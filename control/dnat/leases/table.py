@@ -43,8 +43,10 @@ _Host = TypeVar("_Host", bytes, IPv4Address)
 class LeaseTable:
     """Leases and holds of one pool. Times are those of the records: wall clock, seconds."""
 
-    def __init__(self, pool: Pool, hold: float = HOLD) -> None:
+    def __init__(self, pool: Pool, hold: float = HOLD, grace: float = 0.0) -> None:
+        """``grace``: seconds after its end for which a lease can still be renewed, and is nobody else's."""
         self.pool = pool
+        self._grace = grace
         self.hold = hold
         self.drained: frozenset[IPv4Address] = frozenset()
         """External addresses of which nothing is granted any more."""
@@ -147,7 +149,7 @@ class LeaseTable:
     ) -> tuple[LeaseRecord | None, tuple[Change, ...]]:
         """The lease with its new end; None if it has ended or is not this host's."""
         record = self._leases.get(lease_id)
-        if record is None or record.host_id != host_id or record.expires_at <= now:
+        if record is None or record.host_id != host_id or record.expires_at + self._grace <= now:
             return None, ()
         record = replace(record, expires_at=now + lifetime)
         return record, self._replace(record)
@@ -291,7 +293,7 @@ class LeaseTable:
         when, _, key = end
         if isinstance(key, int):
             record = self._leases.get(key)
-            return record is not None and record.expires_at == when
+            return record is not None and record.expires_at + self._grace == when
         hold = self._holds.get(key)
         return hold is not None and hold.until == when
 
@@ -305,7 +307,7 @@ class LeaseTable:
         self._leases_of.setdefault(record.host_id, {})[record.id] = None
         self._leases_at.setdefault(record.host, {})[record.id] = None
         self._transactions[record.host_id, record.transaction] = record.id
-        self._schedule(record.expires_at, record.id)
+        self._schedule(record.expires_at + self._grace, record.id)
 
     def _replace(self, record: LeaseRecord) -> tuple[Change, ...]:
         former = self._leases[record.id].host
@@ -313,7 +315,7 @@ class LeaseTable:
             _forget(self._leases_at, former, record.id)
             self._leases_at.setdefault(record.host, {})[record.id] = None
         self._leases[record.id] = record
-        self._schedule(record.expires_at, record.id)
+        self._schedule(record.expires_at + self._grace, record.id)
         return (PutLease(record),)
 
     def _end(self, record: LeaseRecord, now: float) -> tuple[Change, ...]:

@@ -34,6 +34,10 @@ from dnat.types import Lease
 
 DEFER = 60.0
 """Seconds until a renewal that the server could not serve is asked again, at most."""
+ANNOUNCE_INTERVAL = 10.0
+"""Seconds between two ANNOUNCEs that are heeded: anybody on the LAN can send one."""
+ANNOUNCE_SPREAD = 1.0
+"""Seconds over which all hosts of a LAN spread their questions."""
 MAX_RENEWAL_WAIT = 43200.0
 """Seconds: even a lease that does not expire is asked for twice a day, lest a lost store go unnoticed."""
 
@@ -60,6 +64,7 @@ class Agent:
         self._ended: OrderedDict[int, None] = OrderedDict()
         self._given_up: OrderedDict[int, None] = OrderedDict()
         self._obeyed: OrderedDict[int, None] = OrderedDict()
+        self._heed_at = 0.0
         self._outbox: list[bytes] = []
         self._events: list[Event] = []
         self._answers: dict[Kind, Callable[[Question, Message, float], None]] = {
@@ -146,6 +151,8 @@ class Agent:
             return
         if message.host_id not in (None, self.host_id):
             self.counters["foreign-host"] += 1
+        elif message.type is MessageType.ANNOUNCE:
+            self._announced(message, now)
         elif message.key_share is not None:
             self._share_came(datagram, message, now)
         elif (doubt := self._doubt(datagram, message, now)) is not None:
@@ -449,6 +456,25 @@ class Agent:
                 holding.trigger(Trigger.LEARNED)
                 self._hold(holding, info, now, now)
                 self.release(info.id, now)
+
+    # ANNOUNCE
+
+    def _announced(self, message: Message, now: float) -> None:
+        """A server has started, or somebody says so. What that means for the leases only an answer can tell."""
+        last = self.epoch_state
+        if last is None or not went_back(last, message.epoch, now):
+            self.counters["announce-no-news"] += 1
+            return
+        if now < self._heed_at:
+            self.counters["announce-above-rate"] += 1
+            return
+        self._heed_at = now + ANNOUNCE_INTERVAL
+        at = now + ANNOUNCE_SPREAD * self._draw() / 2**64
+        for holding in self._holdings.values():
+            if holding.state is State.HELD and holding.next_at is not None:
+                holding.next_at = min(holding.next_at, at)
+            elif holding.state is State.RENEWING and holding.question is not None:
+                holding.question.hurry(at)
 
     # INVALIDATE
 

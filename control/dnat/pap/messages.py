@@ -50,6 +50,8 @@ class MessageType(enum.IntEnum):
     INVALIDATE = 2
     RELEASE = 3
     ACK = 8
+    ANNOUNCE = 9
+    """Ours, not the drafts'."""
 
 
 class Fault(enum.Enum):

@@ -100,6 +100,10 @@ class Question:
         self._sent_at = now
         self._backoff.repeated(now)
 
+    def hurry(self, at: float) -> None:
+        """Repeat it by then."""
+        self._backoff.next_at = min(self._backoff.next_at, at)
+
     @property
     def open(self) -> bool:
         """Whether anything still depends on the answer."""

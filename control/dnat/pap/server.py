@@ -16,6 +16,7 @@ from dnat.errors import UsageError
 from dnat.leases.errors import LeaseRefused, Refusal
 from dnat.leases.records import Change, LeaseRecord
 from dnat.leases.table import LeaseTable
+from dnat.pap.announcing import Announcing
 from dnat.pap.answers import Answer, AnswerCache, Destination, Step
 from dnat.pap.auth import Key
 from dnat.pap.backoff import Draw
@@ -31,6 +32,8 @@ CALM = 1.0
 """Seconds after a failure of the store before the server lets leases expire again."""
 DRAIN_RETRY = 60
 """Seconds after which a host may ask a server again that grants nothing for the time being."""
+LEARN_RETRY = 2
+"""Seconds after which a host may ask again while others register what they hold."""
 CLOCK_STEP = 1e-6
 """Seconds, above the resolution of a wall clock in a float: 3600 s just granted are not 3599."""
 MAX_EPOCH = 0xFFFFFFFF
@@ -70,6 +73,17 @@ class Server:
         self._queue: list[Step] = []
         self._uncommitted: dict[Step, tuple[Answer | Invalidation, ...]] = {}
         self._calm_until = 0.0
+        self._announcing = Announcing()
+        self._learning_until = 0.0
+
+    def begin(self, now: float, broadcast: Iterable[IPv4Address] = (), learn: float = 0.0) -> None:
+        """Tell the LANs with these broadcast addresses that the server is there.
+
+        ``learn``: seconds for which hosts register what they hold, because the lease state was lost, before
+        anything else is granted.
+        """
+        self._announcing = Announcing(tuple(broadcast), now)
+        self._learning_until = now + learn
 
     # What goes in
 
@@ -96,6 +110,9 @@ class Server:
     def timeout(self, now: float) -> None:
         """End leases and holds that are due, repeat INVALIDATEs. Harmless if nothing is due."""
         self._expire(now)
+        if self._announcing.is_due(now):
+            octets = encode(Message(MessageType.ANNOUNCE, self._draw(), epoch=self._epoch(now)))
+            self._queue.append(Step((), tuple((octets, to) for to in self._announcing.destinations)))
         for invalidation in self._invalidations.due(now):
             self._send_invalidation(invalidation, now)
 
@@ -161,7 +178,7 @@ class Server:
         """When `timeout` has to be called; None if nothing is pending."""
         ends = self.table.next_deadline()
         keys = self.guard.next_deadline if self.guard else None
-        times = [self._invalidations.next_deadline]
+        times = [self._invalidations.next_deadline, self._announcing.next_at]
         times += [None if each is None else max(each, self._calm_until) for each in (ends, keys)]
         return min((each for each in times if each is not None), default=None)
 
@@ -311,6 +328,11 @@ class Server:
             return
         if record is None and self.draining:
             answer.result, answer.retry_after = Result.SHUTTING_DOWN, DRAIN_RETRY
+            return
+        if record is None and now < self._learning_until and (want.first is None or want.address is None):
+            # Somebody may still hold what would be granted here.
+            answer.result, answer.retry_after = Result.BUSY, LEARN_RETRY
+            answer.reason = "the leases were lost: hosts register what they hold"
             return
         try:
             if record is None:

@@ -31,6 +31,11 @@ class Interface:
         """Our address in the network that ``neighbour`` is in; None if we have none there."""
         return next((a.ip for a in self.addresses if neighbour in a.network), None)
 
+    def broadcast_of(self, address: IPv4Address) -> IPv4Address | None:
+        """The broadcast address of the network in which an address of ours is; None if that has none."""
+        network = next((a.network for a in self.addresses if a.ip == address), None)
+        return None if network is None or network.prefixlen > 30 else network.broadcast_address
+
 
 @dataclass(frozen=True, slots=True)
 class Uplink:

@@ -52,6 +52,11 @@ def instance_name() -> str:
     return f"netns-{here[1]}"
 
 
+def inode() -> int:
+    """The number of the calling thread's namespace, as ``stat -L /proc/self/ns/net`` has it."""
+    return _identity(_OWN_NAMESPACE)[1]
+
+
 def names() -> list[str]:
     """Names under /run/netns, sorted."""
     try:

@@ -50,14 +50,14 @@ def expect(*codes: int) -> Iterator[None]:
             raise
 
 
-def request(message_type: int, body: bytes, flags: int) -> None:
+def request(message_type: int, body: bytes, flags: int, family: int = sockets.NETLINK_ROUTE) -> None:
     """Send one message whose body is already in the kernel's encoding, and wait for the acknowledgement.
 
     Raises pyroute2's NetlinkError as its own methods do, which can send only messages that they have built.
     """
     from pyroute2.netlink.exceptions import NetlinkError
 
-    with sockets.socket(sockets.AF_NETLINK, sockets.SOCK_RAW, sockets.NETLINK_ROUTE) as channel:
+    with sockets.socket(sockets.AF_NETLINK, sockets.SOCK_RAW, family) as channel:
         channel.bind((0, 0))
         channel.send(HEADER.pack(HEADER.size + len(body), message_type, _REQUEST_WITH_ACK | flags, 1, 0) + body)
         (code,) = struct.unpack_from("=i", channel.recv(_ANSWER_SIZE), HEADER.size)

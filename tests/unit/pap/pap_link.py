@@ -84,8 +84,8 @@ class Store:
                 case DropHold(address, ports, protocol):
                     del self.holds[address, ports, protocol]
 
-    def table(self, pool: Pool) -> LeaseTable:
-        table = LeaseTable(pool)
+    def table(self, pool: Pool, grace: float = 0.0) -> LeaseTable:
+        table = LeaseTable(pool, grace=grace)
         table.load(self.leases.values(), self.holds.values())
         return table
 
@@ -128,6 +128,7 @@ class Network:
         self.fate: Fate = lambda octets: [LATENCY]
         self.commit_time = 0.0
         """Seconds that a commit takes."""
+        self.grace = 0.0
         self.broken_until = 0.0
         """The store fails until then."""
         self.on_change: Callable[[], None] = lambda: None
@@ -207,25 +208,27 @@ class Network:
         self._committing = None
         self.server = None
 
-    def start_server(self) -> None:
+    def start_server(self, *, announce: bool = False, learn: float = 0.0) -> None:
         """A fresh process in place of the one that runs, if one does."""
         self.stop_server()
         self.server = self._new_server()
+        if announce:
+            self.server.begin(self.now, (LAN.broadcast_address,), learn)
 
-    def lose_store(self) -> None:
+    def lose_store(self, learn: float = 0.0) -> None:
         """The server comes back without leases; keys are stored apart."""
         self.stop_server()
         keys, self.store = self.store.keys, Store()
         self.store.keys = keys
         self.epoch_start = self.now
-        self.start_server()
+        self.start_server(announce=learn > 0, learn=learn)
 
     def _new_server(self) -> Server:
         guard = None
         if self.mode is not None:
             keyring = Keyring(self.draw, self.store.keys.values())
             guard = Guard(self.mode, keyring, b"cookie secret", X25519Agreement, self.now, self.limits)
-        return Server(self.store.table(self.pool), self.draw, self.policy, self.epoch_start, guard)
+        return Server(self.store.table(self.pool, self.grace), self.draw, self.policy, self.epoch_start, guard)
 
     def _write_steps(self, steps: list[Step]) -> None:
         self.store.write_keys(change for step in steps for change in step.keys)
@@ -249,7 +252,7 @@ class Network:
         if self.now < self.broken_until and any(step.changes or step.keys for step in batch):
             for step in batch:
                 self.server.failed(step, self.now)
-            self.server.reset_table(self.store.table(self.pool), self.now)
+            self.server.reset_table(self.store.table(self.pool, self.grace), self.now)
             if self.server.guard is not None:
                 self.server.guard.keyring = Keyring(self.draw, self.store.keys.values())
         else:
@@ -261,9 +264,9 @@ class Network:
         self._commit()
 
     def _send_to_host(self, octets: bytes, address: IPv4Address) -> None:
-        host = self.hosts.get(address)
-        if host is not None:
-            self._send(octets, "server", host.name, lambda: host.agent.receive(octets, self.now))
+        everybody = address == LAN.broadcast_address
+        for host in [each for each in self.hosts.values() if everybody or each.address == address]:
+            self._send(octets, "server", host.name, lambda host=host: host.agent.receive(octets, self.now))
 
     def _send_to_server(self, octets: bytes, host: Host) -> None:
         source = (host.address, AGENT_PORT)

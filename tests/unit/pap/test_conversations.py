@@ -6,8 +6,9 @@ import pytest
 from pap_link import EXTERNAL, FOUR_BLOCKS, LAN, Network
 
 from dnat.leases.pool import Pool
-from dnat.pap.events import Granted, Lost, Renewed, Unanswered
-from dnat.pap.messages import Result, Want
+from dnat.pap.codec import encode
+from dnat.pap.events import Granted, Lost, Refused, Renewed, Unanswered
+from dnat.pap.messages import Message, MessageType, Result, Want
 from dnat.pap.policy import Policy
 from dnat.types import Parity, PortRange, Protocol, Purpose
 
@@ -665,3 +666,92 @@ def test_strays_of_a_changed_pool_can_be_taken_back(net: Network) -> None:
     net.server.invalidate([record.id for record in strays], Result.ADDRESS_CHANGED, net.now)
     net.run(1)
     assert phone.ports == ["5060"]
+
+
+def test_a_server_that_lost_its_store_says_so_and_hosts_register_within_a_second(net: Network) -> None:
+    phone, other = net.host("phone", 11), net.host("other", 12)
+    for host in (phone, other):
+        host.agent.want(BLOCK, net.now)
+    net.silent(1000)
+    held = {host.name: host.ports for host in (phone, other)}
+    net.lose_store(learn=10)
+    net.silent(1.5)
+    assert {host.name: host.ports for host in (phone, other)} == held
+    assert sorted(str(record.ports) for record in net.store.leases.values()) == sorted(phone.ports + other.ports)
+    net.silent(10)
+    assert phone.agent.counters["announce-above-rate"] + phone.agent.counters["announce-no-news"] == 5
+
+
+def test_a_server_that_learns_grants_nothing_that_may_be_held(net: Network) -> None:
+    """A host that comes anew has to wait, even where the old one has not been heard of yet."""
+    phone, newcomer = net.host("phone", 11), net.host("newcomer", 12)
+    phone.agent.want(SIP, net.now)
+    net.silent(1000)
+    net.unplugged.add("phone")
+    net.lose_store(learn=10)
+    newcomer.agent.want(SIP, net.now)
+    newcomer.agent.want(BLOCK, net.now)
+    net.silent(1)
+    assert [event.result for event in newcomer.events if isinstance(event, Refused)] == [Result.BUSY] * 2
+    net.unplugged.clear()
+    net.silent(8)
+    assert phone.ports == ["5060"] and not phone.events[1:-1:-1]
+    newcomer.agent.want(SIP, net.now)
+    net.silent(2)
+    assert newcomer.events[-1] == Refused(3, Result.BUSY, newcomer.events[-1].reason, 2)
+    newcomer.agent.want(SIP, net.now)
+    newcomer.agent.want(BLOCK, net.now)
+    net.silent(1)
+    assert isinstance(newcomer.events[-2], Refused) and newcomer.events[-2].result is Result.PORT_TAKEN
+    assert isinstance(newcomer.events[-1], Granted)
+
+
+def test_a_server_that_merely_restarted_disturbs_nobody(net: Network) -> None:
+    phone = net.host("phone", 11)
+    phone.agent.want(BLOCK, net.now)
+    net.silent(100)
+    net.start_server(announce=True)
+    net.run(20)
+    assert [line for line in net.transcript() if "> server" in line] == []
+    assert phone.agent.counters == {"announce-no-news": 6}
+
+
+def test_a_forged_announcement_costs_one_question(net: Network) -> None:
+    phone = net.host("phone", 11)
+    phone.agent.want(BLOCK, net.now)
+    net.silent(1000)
+    for _ in range(100):
+        phone.agent.receive(encode(Message(MessageType.ANNOUNCE, 1, epoch=1)), net.now)
+    net.run(5)
+    assert len([line for line in net.transcript() if "> server" in line]) == 1
+    assert phone.agent.counters == {"announce-above-rate": 99}
+    assert len(phone.ports) == 1
+
+
+def test_an_announcement_ends_a_long_wait_for_an_answer(net: Network) -> None:
+    """A renewal that nobody answered is asked again when the server is back without its store, not a minute later."""
+    phone = net.host("phone", 11)
+    phone.agent.want(BLOCK, net.now)
+    net.silent(1000)
+    net.stop_server()
+    net.silent(1100)
+    net.lose_store(learn=10)
+    net.silent(1.5)
+    assert [str(record.ports) for record in net.store.leases.values()] == phone.ports
+
+
+def test_a_renewal_within_the_grace_finds_its_lease(net: Network) -> None:
+    """The host's clock is slow: it asks when its lease has ended for the server already."""
+    net.grace = 10
+    net.start_server()
+    phone = net.host("phone", 11)
+    phone.agent.want(BLOCK, net.now)
+    net.silent(1)
+    (lease,) = net.store.leases.values()
+    assert net.server is not None
+    late = lease.expires_at + 9
+    assert net.server.table.expire(late) == ()
+    assert net.server.table.renew(lease.id, lease.host_id, 60, late)[0] is not None
+    net.start_server()
+    assert net.server.table.renew(lease.id, lease.host_id, 60, late + 1)[0] is None
+    assert len(net.server.table.expire(late + 1)) == 2
