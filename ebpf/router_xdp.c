@@ -33,7 +33,8 @@ int router_lan_xdp(struct xdp_md *ctx)
 	void *ports;
 	__u16 index, target;
 
-	if (!config || !is_usable(link) || !parse_plain(ctx, link, &packet) || is_multicast(packet.destination))
+	if (!config || !is_usable(link) || !parse_plain(ctx, link, &packet) ||
+	    is_multicast(packet.destination))
 		return XDP_PASS;
 	ports = owners_get(&packet.source);
 	if (!ports)

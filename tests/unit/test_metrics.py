@@ -68,7 +68,7 @@ def test_every_figure_is_documented() -> None:
     everything = replace(MEASURED, bindings=1)
     table = (Path(__file__).parents[2] / "docs/operation.md").read_text()
     names = {name[0] for name in read(exposition(everything, ["server"]))}
-    assert len(names) == 14
+    assert len(names) == 15
     assert [name for name in names if f"`{name}`" not in table] == []
     fields = {each.name for each in dataclass_fields(Measured)}
     assert [name for name in fields if getattr(everything, name) in (None, {}, [])] == []
