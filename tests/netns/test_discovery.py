@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from inside import ip
 from nodes import Machine, eventually
 
 from dnat.system import netns
+from dnat.system.dhcp import parse
 
 HOOK = Path(__file__).parents[2] / "packaging/dhcp/dnat"
 EXTERNAL = "198.51.100.9"
@@ -174,3 +176,32 @@ def test_without_the_option_it_is_the_gateway(lan: dict[str, Machine], tmp_path:
         with dnsmasq(lan["gateway"], tmp_path, option), dhclient(host, tmp_path):
             assert host.dnatctl("up").stdout.rstrip().endswith("leased from 10.77.0.1")
             host.dnatctl("down")
+
+
+@pytest.mark.parametrize(
+    ("comes", "goes"),
+    [
+        (
+            {"NM_DISPATCHER_ACTION": "pre-up", "DEVICE_IP_IFACE": "eth0", "DHCP4_PRIVATE_227": "0a:4d:00:02"},
+            {"NM_DISPATCHER_ACTION": "down", "DEVICE_IFACE": "eth0"},
+        ),
+        (
+            {"reason": "BOUND", "interface": "eth0", "new_dnat_server": "10.77.0.2"},
+            {"reason": "STOP", "interface": "eth0"},
+        ),
+        (
+            {"reason": "RENEW", "interface": "eth0", "new_unknown_227": "a:4d:0:2"},
+            {"reason": "RENEW", "interface": "eth0"},
+        ),
+    ],
+    ids=["NetworkManager", "dhcpcd", "dhclient"],
+)
+def test_what_the_hook_notes(namespace: Callable[[str], str], comes: dict[str, str], goes: dict[str, str]) -> None:
+    """As NetworkManager runs it, and as the others read it into their scripts."""
+    host = Machine(namespace("host"), "10.77.0.50")
+    command = (str(HOOK),) if "NM_DISPATCHER_ACTION" in comes else ("sh", "-euc", f". {HOOK}; echo still there")
+    said = host.run("env", *(f"{name}={value}" for name, value in comes.items()), *command).stdout
+    assert parse(noted(host).read_text().strip()) == IPv4Address("10.77.0.2")
+    said += host.run("env", *(f"{name}={value}" for name, value in goes.items()), *command).stdout
+    assert not noted(host).exists()
+    assert "NM_DISPATCHER_ACTION" in comes or said.count("still there") == 2

@@ -223,6 +223,14 @@ def test_events_on_the_command_line(phone: Node) -> None:
             assert "granted" in said and "released" in said
 
 
+def test_down_takes_everything_and_says_so(phone: Node, path: Path) -> None:
+    with lease(path=path) as ports:
+        phone.dnatctl("down")
+        assert ports.wait(20)
+        assert ports.reason == "released by the operator"
+    phone.dnatctl("up", "--config", str(phone.configuration))
+
+
 def test_who_may_lease(phone: Node, path: Path) -> None:
     with user(STRANGER), pytest.raises(PlatformError, match=f'members of the group "{GROUP}"'):
         lease(path=path)

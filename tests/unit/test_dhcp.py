@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address
+from pathlib import Path
 
 import pytest
 
-from dnat.system.dhcp import parse
+from dnat.system.dhcp import networkd, parse
 
 
 @pytest.mark.parametrize(
@@ -30,3 +31,12 @@ def test_every_spelling(text: str, address: str) -> None:
 def test_nonsense(text: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
         parse(text)
+
+
+def test_a_lease_file_of_systemd_networkd(tmp_path: Path) -> None:
+    lease = tmp_path / "2"
+    head = "# This is private data. Do not parse.\nADDRESS=10.66.0.50\nNETMASK=255.255.255.0\nROUTER=10.66.0.1\n"
+    lease.write_text(f"{head}OPTION_226=ffff\nOPTION_227=0a420002\n")
+    assert parse(networkd(lease)) == IPv4Address("10.66.0.2")
+    lease.write_text(head)
+    assert networkd(lease) == "" == networkd(tmp_path / "3")

@@ -9,7 +9,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from dnat.client.blocking import AGAIN_SECONDS, ENDED, KEEP_SECONDS
+from dnat.client.blocking import AGAIN_SECONDS, ENDED, LOOK_SECONDS
 from dnat.client.wire import GONE, NOT_UP, VERSION, encode, result_of
 from dnat.errors import DnatError, NotRunningError, PeerError, PlatformError
 from dnat.instance import Instance
@@ -138,7 +138,7 @@ class AsyncPortLease:
         """Connect to the daemon that has come since, and go on; False if there is none or the lease has ended."""
         self._client.close()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(KEEP_SECONDS):
+            async with asyncio.timeout(LOOK_SECONDS):
                 while True:
                     try:
                         self._client = await AsyncClient.connect(self._path)

@@ -12,8 +12,8 @@ from dnat.client.wire import VERSION, Client
 from dnat.errors import DnatError, NotRunningError, PeerError
 from dnat.instance import Instance
 
-KEEP_SECONDS = 10.0
-"""How long a program looks for a daemon that went away; one that comes back waits for as long."""
+LOOK_SECONDS = 120.0
+"""How long a program looks for a daemon that went away: as long as one may take to start."""
 AGAIN_SECONDS = 0.2
 ENDED = "the lease has ended, or dnat has"
 
@@ -93,7 +93,7 @@ class PortLease:
     def _find_again(self) -> bool:
         """Connect to the daemon that has come since, and go on; False if there is none or the lease has ended."""
         self._client.close()
-        deadline = time.monotonic() + KEEP_SECONDS
+        deadline = time.monotonic() + LOOK_SECONDS
         while not self._closing and time.monotonic() < deadline:
             try:
                 self._client = _connect(self._path)

@@ -352,7 +352,10 @@ class HostRole:
                     )
             self._applied = leases
             changes = await self._privileged.run(self._ensure, ephemeral) if ephemeral else []
-            self.announcer.applied(leases, ephemeral.address if ephemeral else None)
+            # Some may have been lost again meanwhile, or renamed.
+            carried = {(lease.address, lease.ports, lease.protocol) for lease in leases}
+            now = [each for each in self._leasing.leases if (each.address, each.ports, each.protocol) in carried]
+            self.announcer.applied(now, ephemeral.address if ephemeral else None)
             return changes
 
     def _gone(self, leases: Sequence[Lease]) -> dict[IPv4Address, list[tuple[PortRange, Protocol]]]:

@@ -99,9 +99,8 @@ class Daemon:
             await self._start_server()
         if "host" in self._config.roles:
             self._roles.host = host = HostRole(self._instance, self._config.host, self._privileged)
-            self._roles.programs = programs = Programs(self._config.api, self._instance.programs, host)
+            self._roles.programs = Programs(self._config.api, self._instance.programs, host)
             await host.start()
-            programs.adopt()
             if "sip" in self._config.roles:
                 self._roles.sip = SipRole(self._instance, self._config.sip, host, self._privileged)
                 await self._roles.sip.start()
@@ -110,6 +109,8 @@ class Daemon:
 
             self._metrics = MetricsServer(listen, lambda: measure(self._roles), self._config.roles)
         await self._api.start()
+        if self._roles.programs is not None:
+            self._roles.programs.adopt()
 
     async def run(self) -> None:
         """Wait for SIGTERM, SIGINT or ``stop``, then end in good order."""
@@ -120,6 +121,8 @@ class Daemon:
         """End the roles; the data plane stays."""
         roles = self._roles
         self._api.stop()
+        if self._release and roles.programs is not None:
+            roles.programs.say_goodbye()
         if roles.sip is not None:
             await roles.sip.stop()
         if self._metrics is not None:

@@ -68,6 +68,11 @@ class Programs:
         if self._held:
             asyncio.get_running_loop().call_later(KEEP_SECONDS, self._give_up_waiting)
 
+    def say_goodbye(self) -> None:
+        """The host gives everything back: tell whoever listens, before the connections end."""
+        for lease in self._host.leases:
+            self._tell(lease, {"event": "released", "lease": self._describe(lease)})
+
     async def lease(
         self,
         session: Session,

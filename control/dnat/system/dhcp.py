@@ -25,7 +25,7 @@ def port_server(link: Interface) -> IPv4Address | None:
     noted = RUN_DIRECTORY / "dhcp" / str(netns.inode()) / link.name
     text = _first_line(noted)
     if not text and netns.instance_name() == netns.DEFAULT_INSTANCE:
-        text = _networkd(NETWORKD_LEASES / str(link.index))
+        text = networkd(NETWORKD_LEASES / str(link.index))
     if not text:
         return None
     try:
@@ -49,7 +49,7 @@ def parse(text: str) -> IPv4Address:
     return IPv4Address(text)
 
 
-def _networkd(path: Path) -> str:
+def networkd(path: Path) -> str:
     """The option in a lease file of systemd-networkd."""
     try:
         lines = path.read_text(encoding="ascii", errors="replace").splitlines()
