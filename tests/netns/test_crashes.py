@@ -108,6 +108,7 @@ def test_a_store_that_was_lost_is_filled_again_by_the_hosts(routed_lab: Lab) -> 
         assert ports.held
         again = streams.sent
         eventually(lambda: streams.received > again + 100, "packets flow", seconds=20)
+    assert streams.lost() == []
     eventually(lambda: ports.first not in {first for first, _, _ in _ports(router)}, "the program's are given back", 20)
     phone.dnatctl("release", "5071")
 

@@ -162,7 +162,10 @@ class Daemon:
                 leasable.ranges,
                 server.offence,
             )
-            await router.start(records)
+            learning = server.learning
+            await router.start(records, keep=learning > 0)
+            if learning:
+                router.settle(learning)
             store.watch(router.follow)
         await server.listen()
 

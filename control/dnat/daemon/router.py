@@ -58,12 +58,17 @@ class RouterRole:
         self._offence = offence
         self._owners: dict[int, Owner] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._keep = False
         self._plane: RouterPlane
         # The privileged thread learns addresses while the event loop carries in leases.
         self._plane_lock = threading.Lock()
 
-    async def start(self, records: Sequence[LeaseRecord]) -> None:
-        """Load and fill the data plane, then let packets through it. Raises DnatError."""
+    async def start(self, records: Sequence[LeaseRecord], *, keep: bool = False) -> None:
+        """Load and fill the data plane, then let packets through it. Raises DnatError.
+
+        ``keep``: the records may not be all, so owners that the maps have beyond them stay until `settle`.
+        """
+        self._keep = keep
         self._owners = {record.id: _owner(record) for record in records if record.address in self._externals}
         await asyncio.to_thread(loader.ensure_loaded, "router", self._pins)
         self._plane = RouterPlane.open(self._pins)
@@ -79,6 +84,16 @@ class RouterRole:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._plane.close()
+
+    def settle(self, seconds: float) -> None:
+        """After so many seconds, forget owners that no lease has made known."""
+
+        async def wait_and_forget() -> None:
+            await asyncio.sleep(seconds)
+            self._keep = False
+            await self._privileged.run(self._fill)
+
+        self._tasks.append(asyncio.create_task(wait_and_forget()))
 
     def summary(self) -> str:
         """What this router does, in one line."""
@@ -125,7 +140,12 @@ class RouterRole:
 
     def _fill(self) -> None:
         self._configure()
-        self._plane.set_owners(self._owners.values())
+        with self._plane_lock:
+            owners = list(self._owners.values())
+            if self._keep:
+                self._plane.apply(add=owners)
+            else:
+                self._plane.set_owners(owners)
         self._learn()
 
     def _configure(self) -> list[str]:

@@ -105,17 +105,22 @@ class ServerRole:
         self._guard = Guard(self._mode, keyring, keys.cookie_secret, X25519Agreement, now, self._limits)
         self._epoch_start = state.epoch_start
         self._core = Server(self._table(state), _draw, self._policy, state.epoch_start, self._guard)
+        if self.learning:
+            log.warning("the lease store is new: for %.0f s hosts register what they hold", self.learning)
+        network = self._lan.network
+        self._core.begin(now, () if network.prefixlen > 30 else (network.broadcast_address,), self.learning)
         return state.records
+
+    @property
+    def learning(self) -> float:
+        """Seconds for which hosts still register what they hold: the leases were lost."""
+        lost = self._epoch_start > self._first_start
+        return max(0.0, self._epoch_start + LEARN_SECONDS - time.time()) if lost else 0.0
 
     async def listen(self) -> None:
         """Open the socket: from here on hosts are served. Raises PlatformError."""
         self._socket = await PapSocket.open(self._lan.ip, SERVER_PORT, self._received, self._lan.interface)
         self._committer = asyncio.create_task(self._commit())
-        now = time.time()
-        learn = max(0.0, self._epoch_start + LEARN_SECONDS - now) if self._epoch_start > self._first_start else 0.0
-        if learn:
-            log.warning("the lease store is new: for %.0f s hosts register what they hold", learn)
-        self._core.begin(now, () if self._lan.network.prefixlen > 30 else (self._lan.network.broadcast_address,), learn)
         if strays := self._core.invalidate_strays(time.time()):
             log.warning("took back %d leases that the configured pool does not have", strays)
         self._tick()

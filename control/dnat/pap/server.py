@@ -140,6 +140,9 @@ class Server:
         if not self.policy.serves(host) or not 1 <= port <= 65535:
             return
         self.counters["offence"] += 1
+        if now < self._learning_until:
+            self.counters["offence-while-learning"] += 1
+            return
         if not self._invalidations.may_warn(host, now):
             self.counters["offence-not-told"] += 1
             return
