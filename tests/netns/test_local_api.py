@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -273,6 +274,18 @@ def test_nobody_touches_the_leases_of_others(phone: Node, path: Path) -> None:
             other.call("keep", leases=[mine])
         assert roots.held
     assert IPv4Address(roots.address)
+
+
+def test_a_user_who_leases_without_pause_leaves_the_host_its_share(routed_lab: Lab, phone: Node, path: Path) -> None:
+    """The port server drops what a host asks above its rate, renewals, too; so programs are slowed down before that."""
+    router = routed_lab["router"]
+    dropped = router.show()["pap"]["server"].get("host-above-rate", 0)
+    with member(), Client(path) as client:
+        began = time.monotonic()
+        for _ in range(60):
+            client.call("give_back", leases=[client.call("lease")["lease"]["id"]])
+        assert time.monotonic() - began > 7
+    assert router.show()["pap"]["server"].get("host-above-rate", 0) == dropped
 
 
 FLOOD = """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from dnat.daemon.host import HostRole
 from dnat.daemon.session import Session
 from dnat.daemon.wishes import describe_lease, explicit
 from dnat.errors import DnatError, PeerError, UsageError
+from dnat.pap.limits import Buckets, Rate
 from dnat.types import Lease
 
 if TYPE_CHECKING:
@@ -30,6 +32,11 @@ KEEP_SECONDS = 10.0
 """How long a restarted daemon waits for the programs of its forerunner."""
 ALL_LEASES = 20
 """Of all programs together: a host has 32, and needs some for itself."""
+LEASES_PER_USER = Rate(5, 20)
+"""New leases of a user that is not root; who asks for more waits."""
+LEASES_OF_ALL = Rate(8, 30)
+"""The same of all such users: the server answers 20 questions of a host a second, and the host has some of its own."""
+WAIT_SECONDS = 0.1
 PRIVILEGED_PORTS = 1024
 """Below this only root leases, as only root binds."""
 
@@ -54,6 +61,7 @@ class Programs:
         self._held = self._load()
         self._sessions: dict[int, Session] = {}
         self._asking: list[tuple[int, int]] = []
+        self._pace = Buckets(LEASES_PER_USER), Buckets(LEASES_OF_ALL)
         self._watching: dict[Session, bool] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         host.announcer.listeners.append(self._changed)
@@ -85,7 +93,9 @@ class Programs:
     ) -> dict[str, Any]:
         """Lease ports until the client gives them back or goes. Raises UsageError, PeerError."""
         want = explicit(count, first, protocol, parity, exact, lifetime)
-        self._check_quota(session, count, first)
+        if not session.is_root:
+            await self._wait_for_turn(session.uid)
+            self._check_quota(session, count, first)
         self._asking.append((session.uid, count))
         try:
             answer = await self._host.request(want)
@@ -201,10 +211,13 @@ class Programs:
 
     # What is known
 
+    async def _wait_for_turn(self, uid: int) -> None:
+        for buckets, who in zip(self._pace, (uid, None), strict=True):
+            while not buckets.take(who, time.monotonic()):
+                await asyncio.sleep(WAIT_SECONDS)
+
     def _check_quota(self, session: Session, count: int, first: int | None) -> None:
         """Raises UsageError when the user, or all of them, would have too much."""
-        if session.is_root:
-            return
         if first is not None and first < PRIVILEGED_PORTS:
             raise UsageError(f"ports below {PRIVILEGED_PORTS} are for root")
         theirs = [held for held in self._held.values() if held.uid == session.uid]
