@@ -39,6 +39,8 @@ def status(output: str) -> None:
     else:
         state = "up" if answer["running"] else f"down: {answer['trouble']}"
         click.echo(f"{answer['mode']} at {answer['address']}:{answer['port']} (UDP and TCP): {state}")
+        if answer["registrar"]:
+            click.echo(f"asks the registrar at {answer['registrar']}: users and registrations are there")
         if answer["tls_port"]:
             click.echo(f"TLS at {answer['address']}:{answer['tls_port']}, certificate {answer['certificate']}")
         click.echo(f"domain {answer['domain']}, realm {answer['realm']}, restarted {answer['restarts']} times")
