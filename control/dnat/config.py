@@ -133,8 +133,12 @@ class RouterSettings(Struct, frozen=True, forbid_unknown_fields=True):
 class SipSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """The ``[sip]`` table."""
 
-    mode: Annotated[Literal["proxy", "redirect"], Meta(description='"proxy" or "redirect"')] = "proxy"
-    """Pass requests on to the phones, or tell the asker where they are (302)."""
+    mode: Annotated[
+        Literal["proxy", "redirect", "registrar"], Meta(description='"proxy", "redirect" or "registrar"')
+    ] = "proxy"
+    """Pass requests on to the phones; tell the asker where they are (302); or tell that a redirect server alone."""
+    registrar: Annotated[str, Meta(description='an address and a port, as "198.51.100.1:5070"')] | None = None
+    """The registrar on another machine that a redirect server asks; by default it is one itself."""
     port: Annotated[int, Meta(description="a port, 1024 to 65535", ge=1024, le=65535)] = 5060
     """UDP and TCP; leased from the port server."""
     tls_port: Annotated[int, Meta(description="a port, or 0 for no TLS", ge=0, le=65535)] = 5061
@@ -282,6 +286,15 @@ def _check_sip(config: Config, source: str) -> None:
         )
     if (sip.certificate is None) != (sip.key is None):
         raise ConfigError(f"{source}: sip.key: certificate and key are given together or not at all")
+    if sip.registrar is not None:
+        if sip.mode != "redirect":
+            raise ConfigError(f'{source}: sip.registrar: only mode = "redirect" asks a registrar elsewhere')
+        address, colon, port = sip.registrar.partition(":")
+        _check_address(address, source, "sip.registrar")
+        if not (colon and port.isdecimal() and 0 < int(port) < 65536):
+            raise ConfigError(
+                f'{source}: sip.registrar: "{sip.registrar}" is no address and port; write "198.51.100.1:5070"'
+            )
     if sip.domain and not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", sip.domain):
         raise ConfigError(f'{source}: sip.domain: "{sip.domain}" is no domain name; write it as "example.org"')
 

@@ -16,34 +16,6 @@ from dnat.system import netns
 _numbers = itertools.count(1)
 
 
-_HEAD = b"Via: SIP/2.0/UDP 203.0.113.2:9;branch=z9hG4bKtorture\r\nFrom: <sip:x@203.0.113.2>;tag=1\r\n"
-_TAIL = b"To: <sip:alice@198.51.100.1>\r\nCall-ID: torture\r\nCSeq: 1 INVITE\r\n"
-_INVITE = b"INVITE sip:alice@198.51.100.1 SIP/2.0\r\n"
-
-MALFORMED = (
-    # Each is broken in one way, as the section of RFC 4475 that is named beside it.
-    _INVITE + _HEAD + _TAIL + b"Content-Length: 9999\r\n\r\nshort",  # 3.1.2.2
-    _INVITE + _HEAD + _TAIL + b"Content-Length: -999\r\n\r\n",  # 3.1.2.3
-    _INVITE + _HEAD + _TAIL.replace(b"CSeq: 1", b"CSeq: 36893488147419103232") + b"\r\n",  # 3.1.2.4
-    _INVITE + _HEAD + _TAIL + b"Expires: 10000000000000000000000000\r\nMax-Forwards: 300\r\n\r\n",  # 3.1.2.4
-    _INVITE + _HEAD + _TAIL.replace(b"<sip:alice", b'"Mr. J. <sip:alice') + b"\r\n",  # 3.1.2.6
-    _INVITE.replace(b"sip:alice@198.51.100.1", b"<sip:alice@198.51.100.1>") + _HEAD + _TAIL + b"\r\n",  # 3.1.2.7
-    _INVITE.replace(b" SIP", b"; lr SIP") + _HEAD + _TAIL + b"\r\n",  # 3.1.2.8
-    _INVITE.replace(b"SIP/2.0", b"SIP/2.0  ") + _HEAD + _TAIL + b"\r\n",  # 3.1.2.10
-    _INVITE.replace(b"198.51.100.1", b"198.51.100.1?Route=%3Csip:x%3E") + _HEAD + _TAIL + b"\r\n",  # 3.1.2.11
-    _INVITE.replace(b"2.0", b"7.0") + _HEAD + _TAIL + b"\r\n",  # 3.1.2.16
-    _INVITE + _HEAD + _TAIL.replace(b"1 INVITE", b"8 OPTIONS") + b"\r\n",  # 3.1.2.17
-    b"!interesting-Method01_*+`.%indeed'~ sip:alice@198.51.100.1 SIP/2.0\r\n" + _HEAD + _TAIL + b"\r\n",  # 3.1.1.2
-    b"SIP/2.0 4294967301 better not break the receiver\r\n" + _HEAD + _TAIL + b"\r\n",  # 3.1.2.19
-    b"INVITE sip:alice@198.51.100.1 SIP/2.0\r\nCSeq: 1 INVITE\r\n\r\n",  # 3.3.1
-    b"INVITE nobodyKnowsThisScheme:totallyopaque SIP/2.0\r\n" + _HEAD + _TAIL + b"\r\n",  # 3.3.2
-    _INVITE + _HEAD + _HEAD + _TAIL + _TAIL + b"\r\n",  # 3.3.8
-    _INVITE + _HEAD + _TAIL + b"X: " + b"x" * 60_000 + b"\r\n\r\n",
-    b"\x00" * 1000,
-    b"\xff\xfe" * 500 + b" SIP/2.0\r\n\r\n",
-)
-
-
 def request(
     method: str, uri: str, sender: str, *, to: str | None = None, to_tag: str | None = None, more: str = ""
 ) -> str:

@@ -25,9 +25,10 @@ LOCAL = 4567
 ROOT = Path(__file__).parents[2]
 
 
-def _packets(path: Path, wanted: Callable[[IP], bool]) -> list[IP]:
-    with PcapReader(str(path)) as packets:
-        return [packet[IP] for packet in packets if IP in packet and UDP in packet and wanted(packet[IP])]
+def packets(path: Path, wanted: Callable[[IP], bool]) -> list[IP]:
+    """The UDP packets of a capture that are wanted."""
+    with PcapReader(str(path)) as found:
+        return [packet[IP] for packet in found if IP in packet and UDP in packet and wanted(packet[IP])]
 
 
 def test_claims_13_16_17_20_21_a_local_port_becomes_unique_below_and_local_again(
@@ -37,24 +38,29 @@ def test_claims_13_16_17_20_21_a_local_port_becomes_unique_below_and_local_again
 
     The third network device is the router, which is the first as well (20, 21), and forwards without translation.
     """
-    phone, router = routed_lab["phone1"], routed_lab["router"]
+    passes_unique_below_and_local_again(routed_lab, tmp_path)
+
+
+def passes_unique_below_and_local_again(lab: Lab, tmp_path: Path) -> None:
+    """A datagram from a local port of the phone, and its answer: seen above, on the LAN and outside."""
+    phone, router = lab["phone1"], lab["router"]
     with ExitStack() as stack:
         lan = stack.enter_context(Recorder(phone.namespace, "eth0", tmp_path / "lan.pcap"))
         wan = stack.enter_context(Recorder(router.namespace, "wan", tmp_path / "wan.pcap"))
         above = stack.enter_context(phone.socket(socket.SOCK_DGRAM, LOCAL))
-        above.connect((routed_lab.ext, ECHO))
-        assert above.getsockname() == (routed_lab.external, LOCAL)
+        above.connect((lab.ext, ECHO))
+        assert above.getsockname() == (lab.external, LOCAL)
         above.send(b"request of the upper layer")
         assert above.recv(100) == b"request of the upper layer"
     unique = phone.ports("translated")
     requests, responses = [], []
     for recorder in (lan, wan):
-        both = _packets(recorder.path, lambda p: ECHO in (p[UDP].sport, p[UDP].dport))
+        both = packets(recorder.path, lambda p: ECHO in (p[UDP].sport, p[UDP].dport))
         requests += [(p.src, p[UDP].sport, p.dst, p[UDP].dport) for p in both if p[UDP].dport == ECHO]
         responses += [(p.src, p[UDP].sport, p.dst, p[UDP].dport) for p in both if p[UDP].sport == ECHO]
     assert len(requests) == len(responses) == 2
     assert requests[0] == requests[1], "the router forwards, and translates nothing"
-    assert requests[0][0] == routed_lab.external and requests[0][1] in unique
+    assert requests[0][0] == lab.external and requests[0][1] in unique
     assert responses[0] == responses[1] == (*requests[0][2:], *requests[0][:2])
 
 
@@ -65,7 +71,7 @@ def test_claims_1_3_19_36_ports_are_requested_received_and_invalidated_by_pap(si
         block = phone.request("--ports", "4", "--parity", "even", "--exact")
         _speak_from_a_port_of_others(phone.namespace, sip_lab.external, sip_lab.ext, port=block["first"] + 4096)
         eventually(lambda: _kinds(recorder.path, flush=time.sleep) >= {0, 1, 2, 8}, "all PAP messages are seen", 10)
-    seen = _packets(recorder.path, lambda p: {p[UDP].sport, p[UDP].dport} == {AGENT_PORT, SERVER_PORT})
+    seen = packets(recorder.path, lambda p: {p[UDP].sport, p[UDP].dport} == {AGENT_PORT, SERVER_PORT})
     assert {str(p.src) for p in seen} == {phone.address, router.address}
     first = next(p for p in seen if bytes(p[UDP].payload)[1] == 0)
     response = next(p for p in seen if bytes(p[UDP].payload)[1] == 1)
@@ -77,7 +83,7 @@ def test_claims_1_3_19_36_ports_are_requested_received_and_invalidated_by_pap(si
 
 def _kinds(path: Path, flush: Callable[[float], None]) -> set[int]:
     flush(0.2)
-    pap = _packets(path, lambda p: {p[UDP].sport, p[UDP].dport} == {AGENT_PORT, SERVER_PORT})
+    pap = packets(path, lambda p: {p[UDP].sport, p[UDP].dport} == {AGENT_PORT, SERVER_PORT})
     return {PAP(bytes(p[UDP].payload)).type for p in pap}
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from typing import Any
 import pytest
 from inside import differences, snapshot
 from nodes import Lab, Node, eventually
-from sip_messages import MALFORMED, SipClient, request
+from sip_messages import SipClient, request
 from sip_phones import SipPhone, converse
+from sip_torture import MESSAGES
 
+from dnat import probe
 from dnat.system import netns
 
 
@@ -63,7 +66,13 @@ def test_a_call_is_listed_while_it_lasts(sip_lab: Lab, alice: SipPhone, ext: Sip
     assert _ask(sip_lab, "calls") == []
     call_id = ext.call(alice.identity)
     eventually(lambda: [c["state"] for c in _ask(sip_lab, "calls")] == ["talking"], "the call is listed")
-    assert _ask(sip_lab, "calls")[0]["call_id"] == call_id
+    (listed,) = _ask(sip_lab, "calls")
+    assert listed["call_id"] == call_id
+    assert (listed["caller"], listed["callee"]) == (ext.identity, alice.identity)
+    assert listed["caller_at"] == f"{sip_lab.ext}:{ext.ports.first}"
+    assert listed["callee_at"] == f"{sip_lab.external}:{alice.ports.first}"
+    watched = sip_lab["sip"].dnatctl("sip", "calls", "--watch", "0.2", "--count", "2", "-o", "json").stdout.splitlines()
+    assert [json.loads(line)[0]["state"] for line in watched] == ["talking"] * 2
     ext.command("hangup")
     alice.wait_for("CALL_CLOSED", 0, call_id)
     eventually(lambda: _ask(sip_lab, "calls") == [], "the call is gone")
@@ -174,27 +183,52 @@ def _set(sip: Node, before: str, after: str) -> None:
     sip.dnatctl("up")
 
 
-def test_a_flood_hurts_only_the_block_it_comes_from(sip_lab: Lab) -> None:
-    """A phone floods the server; its neighbour at the same address is served as before. So is the flooder, later."""
+LAVISH, STRICT = "block_rate = 2000\naddress_rate = 5000", "block_rate = 50\naddress_rate = 100"
+
+
+@pytest.fixture
+def strict(sip_lab: Lab) -> Iterator[Node]:
+    """The SIP server with limits as in the wild."""
     sip = sip_lab["sip"]
-    _set(sip, "block_rate = 2000", "block_rate = 50")
+    _set(sip, LAVISH, STRICT)
+    yield sip
+    _set(sip, STRICT, LAVISH)
+
+
+def test_floods_hurt_only_the_block_or_the_stranger_they_come_from(sip_lab: Lab, strict: Node) -> None:
+    """A phone floods the server, then a stranger does from many ports; others are served as before. So are they, later.
+
+    Connections that a stranger opens by the hundred keep nobody from another.
+    """
     registrar, carol = f"sip:{sip_lab.external}", f"sip:carol@{sip_lab.external}"
-    try:
-        with (
-            SipClient(sip_lab["phone1"], sip_lab.external) as flooder,
-            SipClient(sip_lab["phone2"], sip_lab.external) as user,
-        ):
+    log = Path(f"/run/dnat/{strict.namespace}/sip/kamailio.log")
+    with SipClient(sip_lab["phone2"], sip_lab.external) as user:
+        with SipClient(sip_lab["phone1"], sip_lab.external) as flooder:
             via = f"Via: SIP/2.0/UDP {flooder.place};rport;branch=z9hG4bKflood\r\n"
             flood = request("OPTIONS", registrar, carol, more=via).encode()
             for _ in range(5):
                 for _ in range(1000):
                     flooder.send(flood)
                 assert user.register(registrar, carol, "carol", "secret-carol") == 200
-            log = Path(f"/run/dnat/{sip.namespace}/sip/kamailio.log").read_text()
-            assert log.count("too many requests") in (1, 2)
+            assert log.read_text().count("too many requests") in (1, 2)
             eventually(lambda: _served(flooder, registrar, carol), "the flooder is served again")
-    finally:
-        _set(sip, "block_rate = 50", "block_rate = 2000")
+        with contextlib.ExitStack() as stack:
+            strangers = [stack.enter_context(SipClient(sip_lab["ext"], sip_lab.external)) for _ in range(50)]
+            for method in ("REGISTER", "INVITE", "OPTIONS", "BYE"):
+                for stranger in strangers:
+                    via = f"Via: SIP/2.0/UDP {stranger.place};rport;branch=z9hG4bK{method}\r\n"
+                    flood = request(method, registrar, "sip:me@203.0.113.2", more=via).encode()
+                    for _ in range(40):
+                        stranger.send(flood)
+                assert user.register(registrar, carol, "carol", "secret-carol") == 200
+            assert "too many requests from 203.0.113.2" in log.read_text()
+            eventually(lambda: _served(strangers[0], registrar, carol), "the stranger is served again")
+            for _ in range(300):
+                connection = stack.enter_context(sip_lab["ext"].socket(socket.SOCK_STREAM))
+                connection.connect((sip_lab.external, 5060))
+            with netns.enter(sip_lab["phone2"].namespace):
+                assert probe.ask(sip_lab.external, 5060, "sip-tcp", 5).outcome == "answered"
+            assert user.register(registrar, carol, "carol", "secret-carol") == 200
 
 
 def _served(client: SipClient, registrar: str, user: str) -> bool:
@@ -204,17 +238,28 @@ def _served(client: SipClient, registrar: str, user: str) -> bool:
         return False
 
 
-@pytest.mark.parametrize("message", MALFORMED, ids=range(len(MALFORMED)))
-def test_torture_messages_break_nothing(sip_lab: Lab, message: bytes) -> None:
-    """Of the kinds of RFC 4475, section 3.1.2 and 3.3: the same process goes on to serve others."""
-    before = _ask(sip_lab, "status")
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+def test_torture_messages_break_nothing(sip_lab: Lab, transport: str) -> None:
+    """One of every kind that RFC 4475 lists: the same processes go on to serve others, whatever came before."""
+    before, processes = _ask(sip_lab, "status"), _kamailio(sip_lab["sip"])
+    options = request("OPTIONS", f"sip:{sip_lab.external}", "sip:me@203.0.113.2")
     with SipClient(sip_lab["ext"], sip_lab.external) as stranger:
-        for _ in range(8):  # Kamailio has four workers.
-            stranger.send(message)
-        for _ in range(8):
-            assert stranger.ask(request("OPTIONS", f"sip:{sip_lab.external}", "sip:me@203.0.113.2")) == 200
+        for kind, message in MESSAGES.items():
+            for _ in range(8 if transport == "udp" else 1):  # Kamailio has four workers for UDP.
+                stranger.send(message) if transport == "udp" else _send_by_tcp(sip_lab, message)
+            for _ in range(4):
+                assert stranger.ask(options) == 200, kind
     after = _ask(sip_lab, "status")
     assert (after["pid"], after["restarts"]) == (before["pid"], before["restarts"])
+    assert _kamailio(sip_lab["sip"]) == processes
+
+
+def _send_by_tcp(lab: Lab, message: bytes) -> None:
+    with lab["ext"].socket(socket.SOCK_STREAM) as connection:
+        connection.connect((lab.external, 5060))
+        # It may have seen enough before the end.
+        with contextlib.suppress(OSError):
+            connection.sendall(message)
 
 
 def test_the_redirect_server_names_the_combination_address(sip_lab: Lab, alice: SipPhone, ext: SipPhone) -> None:

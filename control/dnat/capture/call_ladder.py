@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
@@ -19,12 +20,20 @@ CAPTION = (
 )
 
 
+PROXY, REDIRECT, PHONE = "SIP proxy", "redirect server", "phone"
+
+
 @dataclass(slots=True)
 class _Party:
     """One end of SIP messages, with the ports that its SDP named."""
 
     sip: Endpoint
+    name: str = PHONE
     ports: set[int] = field(default_factory=set)
+
+    @property
+    def serves(self) -> bool:
+        return self.name in (PROXY, REDIRECT)
 
 
 def choose(traffic: Traffic, wanted: str) -> list[Call]:
@@ -44,24 +53,65 @@ def draw(calls: Sequence[Call], shared: Collection[IPv4Address]) -> str:
     for call in calls:
         for message in call.messages:
             for end in (message.source, message.destination):
-                parties.setdefault(end, _Party(end, {end.port}))
+                parties.setdefault(end, _Party(end, ports={end.port}))
             # Who says it first means himself; a proxy repeats it.
             for media in message.media:
                 if media.endpoint not in told:
                     told.add(media.endpoint)
                     parties[message.source].ports |= {media.endpoint.port, media.endpoint.port + 1}
-    near = [_node(party) for party in parties.values() if party.sip.address in shared]
-    far = [_node(party) for party in parties.values() if party.sip.address not in shared]
+        for end, name in _names(call).items():
+            if parties[end].name == PHONE:
+                parties[end].name = name
+    # Servers stand beside the router.
+    found = sorted(parties.values(), key=lambda party: party.serves)
+    near = [_node(party) for party in found if party.sip.address in shared]
+    far = [_node(party) for party in reversed(found) if party.sip.address not in shared]
     return draw_ladder(
         near, LadderNode("router", ("forwards by port",)), far, [_scene(call) for call in calls], CAPTION
     )
 
 
+def title(call: Call) -> str:
+    """Who calls whom, by SIP address."""
+    first = call.messages[0]
+    return f"{_address(first.header('From')) or call.caller} calls {_address(first.header('To')) or call.callee}"
+
+
+def _names(call: Call) -> dict[Endpoint, str]:
+    """What the messages show of their ends: who passes invitations on, who sends callers elsewhere, who is who."""
+    invitations = [message for message in call.messages if message.summary == "INVITE"]
+    came = {(message.destination, message.header("CSeq")): message.source for message in invitations}
+    names: dict[Endpoint, str] = {}
+    for message in call.messages:
+        if message.method == "INVITE" and message.status and 300 <= message.status < 400:
+            names.setdefault(message.source, REDIRECT)
+    for message in invitations:
+        before = came.get((message.source, message.header("CSeq")))
+        if before is not None and before != message.destination:
+            names.setdefault(message.source, PROXY)
+    for message in invitations[:1]:
+        names.setdefault(message.source, _user(message.header("From")))
+    for message in invitations:
+        names.setdefault(message.destination, _user(message.header("To")))
+    return names
+
+
+def _user(header: str | None) -> str:
+    """The user of a SIP address, or the whole address where there is none."""
+    return _address(header).rpartition("@")[0] or _address(header) or PHONE
+
+
+def _address(header: str | None) -> str:
+    """``alice@198.51.100.1`` of a From or To header."""
+    found = re.search(r"sips?:([^>;\s]+)", header or "")
+    return found[1] if found else ""
+
+
 def _node(party: _Party) -> LadderNode:
     media = sorted(party.ports - {party.sip.port})
-    lines = (str(party.sip), f"RTP {media[0]}" if media else "no media")
+    second = f"RTP {media[0]}" if media else "signalling only" if party.serves else "no media"
     holds = tuple((party.sip.address, PortRange(port, port)) for port in sorted(party.ports))
-    return LadderNode(f"port {party.sip.port}", lines, holds)
+    return LadderNode(party.name, (str(party.sip), second), holds)
 
 
 def _scene(call: Call) -> Scene:
@@ -70,7 +120,7 @@ def _scene(call: Call) -> Scene:
     verdict = f"{lost} packets lost" if streams else "no media seen"
     note = f"Call-ID {call.call_id}"
     return Scene(
-        f"{call.caller} calls {call.callee}",
+        title(call),
         note,
         (SceneCall(call, streams),),
         verdict,

@@ -36,15 +36,17 @@ def text(
     spacing: float = 0.0,
 ) -> str:
     """One line of text; a halo keeps it readable over lines."""
-    extra = f' font-family="{MONO}"' if mono else ""
-    if halo:
-        extra += ' stroke="#ffffff" stroke-width="3.5" stroke-linejoin="round" paint-order="stroke"'
-    if spacing:
-        extra += f' letter-spacing="{spacing:g}"'
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size:g}" fill="{fill}" font-weight="{weight}" '
-        f'text-anchor="{anchor}"{extra}>{escape(content)}</text>'
+    shape = (
+        f'x="{x:.1f}" y="{y:.1f}" font-size="{size:g}" font-weight="{weight}" text-anchor="{anchor}"'
+        + (f' font-family="{MONO}"' if mono else "")
+        + (f' letter-spacing="{spacing:g}"' if spacing else "")
     )
+    written = f'<text {shape} fill="{fill}">{escape(content)}</text>'
+    if not halo:
+        return written
+    # An element of its own below the text: not everything that draws SVG knows paint-order.
+    ring = 'fill="none" stroke="#ffffff" stroke-width="3.5" stroke-linejoin="round" aria-hidden="true"'
+    return f"<text {shape} {ring}>{escape(content)}</text>{written}"
 
 
 def rect(x: float, y: float, width: float, height: float, *, fill: str, stroke: str = "none", radius: float = 0) -> str:

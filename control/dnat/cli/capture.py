@@ -72,7 +72,7 @@ def _draw(source: Path, wanted: str, ladder: Path, shared: tuple[str, ...]) -> N
     calls = call_ladder.choose(read_traffic(source), wanted)
     ladder.write_text(call_ladder.draw(calls, addresses), encoding="utf-8")
     for one in calls:
-        click.echo(f"{one.call_id}: {one.caller} calls {one.callee}, {len(one.messages)} messages")
+        click.echo(f"{one.call_id}: {call_ladder.title(one)}, {len(one.messages)} messages")
         for stream in one.streams:
             kind = "SRTP" if stream.secure_profile else "RTP"
             click.echo(

@@ -39,6 +39,8 @@ def status(output: str) -> None:
     else:
         state = "up" if answer["running"] else f"down: {answer['trouble']}"
         click.echo(f"{answer['mode']} at {answer['address']}:{answer['port']} (UDP and TCP): {state}")
+        if answer["registrar"]:
+            click.echo(f"asks the registrar at {answer['registrar']}: users and registrations are there")
         if answer["tls_port"]:
             click.echo(f"TLS at {answer['address']}:{answer['tls_port']}, certificate {answer['certificate']}")
         click.echo(f"domain {answer['domain']}, realm {answer['realm']}, restarted {answer['restarts']} times")
@@ -57,15 +59,37 @@ def registrations(output: str) -> None:
 
 
 @sip.command()
+@click.option(
+    "--watch", type=click.FloatRange(0.1, 3600), metavar="SECONDS", help="Show again and again, until Ctrl-C."
+)
+@click.option("--count", type=click.IntRange(1), help="With --watch: stop after so many times.")
 @_output
-def calls(output: str) -> None:
-    """List the calls that go through the proxy now. A redirect server sees none: they run directly."""
+def calls(watch: float | None, count: int | None, output: str) -> None:
+    """List the calls that go through the proxy now. A redirect server sees none: they run directly.
+
+    With --watch and -o json a document per line.
+
+    \b
+    Example:  sudo dnatctl sip calls --watch 1
+    """
+    import time
+
     from dnat.sip import rpc
 
-    dialogs = rpc.call(Path(_server()["rpc"]), "dlg.list") or []
-    # Kamailio remembers a call for a while after its end.
-    found = [call for call in map(_call, dialogs) if call["state"] != "ended"]
-    _print(found, ("state", "caller", "callee", "seconds", "call_id"), output, "no calls")
+    columns = ("state", "caller", "caller_at", "callee", "callee_at", "seconds", "call_id")
+    shown = 0
+    while True:
+        dialogs = rpc.call(Path(_server()["rpc"]), "dlg.list") or []
+        # Kamailio remembers a call for a while after its end.
+        found = [call for call in map(_call, dialogs) if call["state"] != "ended"]
+        if watch is not None and output == "table" and sys.stdout.isatty():
+            click.clear()
+        _print(found, columns, output, "no calls", indent=None if watch else 2)
+        shown += 1
+        if watch is None or shown == count:
+            return
+        sys.stdout.flush()
+        time.sleep(watch)
 
 
 @sip.group()
@@ -131,15 +155,25 @@ def _call(dialog: dict[str, Any]) -> dict[str, Any]:
     return {
         "state": states.get(int(dialog.get("state", 0)), "unknown"),
         "caller": dialog.get("from_uri") or dialog.get("from") or "",
+        "caller_at": _place(dialog.get("caller")),
         "callee": dialog.get("to_uri") or dialog.get("to") or "",
+        "callee_at": _place(dialog.get("callee")),
         "seconds": max(0, round(time.time() - began)) if began else 0,
         "call_id": dialog.get("call-id", ""),
     }
 
 
-def _print(rows: list[dict[str, Any]], columns: tuple[str, ...], output: str, nothing: str) -> None:
+def _place(party: dict[str, Any] | None) -> str:
+    """Address and port of a party's contact: the combination network address of a phone of ours."""
+    contact = (party or {}).get("contact") or ""
+    return str(contact).partition("sip:")[2].rpartition("@")[2].partition(";")[0].rstrip(">")
+
+
+def _print(
+    rows: list[dict[str, Any]], columns: tuple[str, ...], output: str, nothing: str, indent: int | None = 2
+) -> None:
     if output == "json":
-        click.echo(json.dumps(rows, indent=2))
+        click.echo(json.dumps(rows, indent=indent))
         return
     if not rows:
         click.echo(nothing)

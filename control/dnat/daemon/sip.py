@@ -87,6 +87,7 @@ class SipRole:
         """The result of the API's method ``sip``."""
         return {
             "mode": self._settings.mode,
+            "registrar": self._settings.registrar,
             "address": str(self._address),
             "port": self._settings.port,
             "tls_port": self._settings.tls_port or None,
@@ -183,7 +184,8 @@ class SipRole:
             process.own(generated)
         text = configuration.render(
             configuration.ServerConfiguration(
-                redirect=self._settings.mode == "redirect",
+                mode=self._settings.mode,
+                registrar=self._settings.registrar,
                 address=self._address,
                 port=self._settings.port,
                 tls_port=self._settings.tls_port or None,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import resources
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Literal
 
 from dnat.errors import PlatformError
 
@@ -23,6 +24,11 @@ MODULE_DIRECTORIES = (
 _PACKAGES = "apt-get install kamailio kamailio-tls-modules kamailio-sqlite-modules"
 
 
+Mode = Literal["proxy", "redirect", "registrar"]
+WELL_KNOWN_PORT = 5060
+"""What a SIP address without a port means."""
+
+
 class _Template(string.Template):
     delimiter = "@"
 
@@ -31,8 +37,10 @@ class _Template(string.Template):
 class ServerConfiguration:
     """Everything that the template needs."""
 
-    redirect: bool
-    """Answer 302 with the phone's combination network address; otherwise proxy."""
+    mode: Mode
+    """Pass requests on; answer 302 with the phone's combination network address; do that for a redirect server only."""
+    registrar: str | None
+    """``ADDRESS:PORT`` of the registrar that a redirect server asks; None where it is one itself."""
     address: IPv4Address
     """External address."""
     port: int
@@ -60,16 +68,26 @@ class ServerConfiguration:
 def render(configuration: ServerConfiguration) -> str:
     """The text of kamailio.cfg. Raises PlatformError when Kamailio's modules are not there."""
     defines = []
-    if configuration.redirect:
+    if configuration.mode != "proxy":
         defines.append("#!define REDIRECT")
+    if configuration.mode == "registrar":
+        defines.append("#!define REGISTRAR_ONLY")
+    if configuration.registrar is not None:
+        defines.append("#!define ASK")
+    if configuration.mode == "registrar" or configuration.registrar is not None:
+        defines.append("#!define WITHOUT_USERS")
     if configuration.tls_port is not None:
         defines.append("#!define WITH_TLS")
     # Without a port an alias would fit every phone at the shared address.
-    named = configuration.domain != str(configuration.address)
+    aliases = [f'"{configuration.domain}"'] if configuration.domain != str(configuration.address) else []
+    if configuration.mode == "registrar" and configuration.port != WELL_KNOWN_PORT:
+        # Its users are known by the redirect server's address.
+        aliases.append(f"{configuration.address}:{WELL_KNOWN_PORT}")
     template = resources.files("dnat.sip").joinpath("kamailio.cfg").read_text(encoding="utf-8")
     return _Template(template).substitute(
         defines="\n".join(defines),
-        alias=f'alias="{configuration.domain}"' if named else "",
+        alias="\n".join(f"alias={alias}" for alias in aliases),
+        registrar=configuration.registrar or "",
         address=configuration.address,
         port=configuration.port,
         tls_port=configuration.tls_port or 0,

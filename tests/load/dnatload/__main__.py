@@ -70,7 +70,7 @@ def main() -> int:
 
 def _calls(outcomes: Sequence[calls.Outcome]) -> Table:
     columns = ("load, through the redirect server", "calls", "failed", "at once", "calls/s", "sent again", "set-up ms")
-    columns += ("voice packets", "not back", "dropped by dnat", "SIP server ms/call", "machine busy")
+    columns += ("voice packets", "not back", "dropped by dnat", "SIP server ms/call", "CPUs busy")
     rows = []
     for each in outcomes:
         voice = (f"{each.voice:,}", str(each.missing)) if each.load.media else ("", "")
@@ -78,7 +78,7 @@ def _calls(outcomes: Sequence[calls.Outcome]) -> Table:
             (
                 each.load.label, f"{each.succeeded + each.failed:,}", str(each.failed), str(each.peak),
                 f"{each.rate:.0f}", str(each.retransmissions), f"{each.setup_ms:.0f}", *voice,
-                str(each.dropped), f"{each.server_ms:.2f}", f"{each.busy:.0%}",
+                str(each.dropped), f"{each.server_ms:.2f}", f"{each.busy:.2f}",
             )
         )  # fmt: skip
     return Table("Calls", columns, tuple(rows))

@@ -66,7 +66,7 @@ class Outcome:
     server_ms: float
     """CPU time of the SIP server, milliseconds a call."""
     busy: float
-    """Share of the machine's CPUs that was busy."""
+    """CPUs of the machine that were busy, mean."""
 
 
 @contextmanager
@@ -210,7 +210,7 @@ def _outcome(load: Load, statistics: Path, before: _Meter, after: _Meter) -> Out
         overflows=after.overflows - before.overflows,
         dropped=after.drops - before.drops,
         server_ms=(after.server - before.server) * 1000 / load.calls,
-        busy=busy / (busy + idle),
+        busy=(os.cpu_count() or 1) * busy / (busy + idle),
     )
 
 

@@ -14,7 +14,7 @@ import pytest
 from dnat.config import parse
 from dnat.errors import ConfigError, PlatformError, UsageError
 from dnat.sip import certificate, configuration, database
-from dnat.sip.configuration import ServerConfiguration
+from dnat.sip.configuration import Mode, ServerConfiguration
 from dnat.sip.provision import PhoneAccount, baresip, linphone
 from dnat.types import PortRange
 
@@ -37,7 +37,8 @@ ACCOUNT = PhoneAccount(
 def server(tmp_path: Path) -> ServerConfiguration:
     pair = certificate.ensure(tmp_path / "tls", "example.org", EXTERNAL)
     return ServerConfiguration(
-        redirect=False,
+        mode="proxy",
+        registrar=None,
         # Kamailio checks its addresses by binding them.
         address=IPv4Address("127.0.0.1"),
         port=45060,
@@ -56,13 +57,17 @@ def server(tmp_path: Path) -> ServerConfiguration:
 
 
 @pytest.mark.skipif(not Path("/usr/sbin/kamailio").exists(), reason="Kamailio is not installed")
-@pytest.mark.parametrize("redirect", [False, True], ids=["proxy", "redirect"])
+@pytest.mark.parametrize(
+    ("mode", "registrar"),
+    [("proxy", None), ("redirect", None), ("redirect", "198.51.100.1:5070"), ("registrar", None)],
+    ids=["proxy", "redirect", "redirect-asks", "registrar"],
+)
 @pytest.mark.parametrize("tls_port", [None, 45061], ids=["no-tls", "tls"])
 def test_kamailio_takes_the_configuration(
-    server: ServerConfiguration, tmp_path: Path, redirect: bool, tls_port: int | None
+    server: ServerConfiguration, tmp_path: Path, mode: Mode, registrar: str | None, tls_port: int | None
 ) -> None:
     path = tmp_path / "kamailio.cfg"
-    path.write_text(configuration.render(replace(server, redirect=redirect, tls_port=tls_port)))
+    path.write_text(configuration.render(replace(server, mode=mode, registrar=registrar, tls_port=tls_port)))
     configuration.check(path)
 
 
@@ -168,7 +173,10 @@ def test_passwords_cannot_break_out_of_a_configuration(password: str) -> None:
     ("raw", "complaint"),
     [
         ({"roles": ["sip"]}, '"sip" needs "host"'),
-        ({"sip": {"mode": "relay"}}, 'write "proxy" or "redirect"'),
+        ({"sip": {"mode": "relay"}}, 'write "proxy", "redirect" or "registrar"'),
+        ({"sip": {"registrar": "198.51.100.1:5070"}}, 'only mode = "redirect"'),
+        ({"sip": {"mode": "redirect", "registrar": "198.51.100.1"}}, "no address and port"),
+        ({"sip": {"mode": "redirect", "registrar": "sip.example:5070"}}, "not an IPv4 address"),
         ({"sip": {"tls_port": 5060}}, "not sip.port"),
         ({"sip": {"certificate": "/a.pem"}}, "together"),
         ({"sip": {"domain": 'x" alias="y'}}, "no domain name"),
