@@ -63,12 +63,12 @@ class HostRole:
         """Lease ports, set up kernel and network; returns one line that says what was obtained. Raises DnatError."""
         self._uplink = await self._privileged.run(links.default_gateway, self._settings.interface)
         lan = await self._privileged.run(links.interface, self._uplink.interface)
-        server = IPv4Address(self._settings.server) if self._settings.server else self._uplink.gateway
+        servers = tuple(map(IPv4Address, self._settings.servers)) or (self._uplink.gateway,)
         self.host_id = self._instance.host_id(lan.mac or "")
         self._mappings = Mappings(self._instance.mappings)
         saved, key_path = self._instance.saved_leases, self._instance.key_file
         credentials = load_credentials(self._settings, key_path, self._uplink.address)
-        self._leasing = Leasing(self.host_id, server, saved, self._lacking.set, credentials, key_path)
+        self._leasing = Leasing(self.host_id, servers, saved, self._lacking.set, credentials, key_path)
         await self._leasing.open(self._uplink.address, self._uplink.interface)
         adopted = self._leasing.adopt_saved()
         try:

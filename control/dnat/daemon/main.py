@@ -31,13 +31,14 @@ from dnat.dataplane import loader
 from dnat.errors import DnatError, PlatformError, UsageError, error_kind
 from dnat.instance import Instance
 from dnat.pap.messages import Want
-from dnat.store import KeyStore, SqliteStore
+from dnat.store import SqliteKeyStore, SqliteStore
 from dnat.system import links
 from dnat.system.journal import Journal
 from dnat.teardown import tear_down
 from dnat.types import Parity, PortRange, Protocol, Purpose
 
 if TYPE_CHECKING:
+    from dnat.daemon.clustered import ClusteredRouter
     from dnat.daemon.metrics import Measured, MetricsServer
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class Daemon:
         self._release = False
         self._server: ServerRole | None = None
         self._router: RouterRole | None = None
+        self._clustered: ClusteredRouter | None = None
         self._host: HostRole | None = None
         self._sip: SipRole | None = None
         self._metrics: MetricsServer | None = None
@@ -106,6 +108,8 @@ class Daemon:
         await self._privileged.run(loader.ensure_bpffs)
         if "server" in self._config.roles:
             await self._start_server()
+        elif "router" in self._config.roles:
+            await self._start_router()
         if "host" in self._config.roles:
             self._host = HostRole(self._instance, self._config.host, self._privileged)
             await self._host.start()
@@ -132,6 +136,8 @@ class Daemon:
             await self._metrics.stop()
         if self._host is not None:
             await self._host.stop(release=self._release)
+        if self._clustered is not None:
+            await self._clustered.stop(leave=self._release)
         if self._router is not None:
             await self._router.stop()
         if self._server is not None:
@@ -144,12 +150,21 @@ class Daemon:
     async def _start_server(self) -> None:
         """Server, and router beside it: routers know of a lease before the host that holds it does."""
         settings = self._config.server
-        store = SqliteStore(self._instance.store, settings.retention_days * 86400.0)
         lan = await self._privileged.run(_server_address, self._config)
-        self._server = server = ServerRole(settings, store, KeyStore(self._instance.key_store), lan)
+        leasable = pool(settings)
+        if self._config.store.kind == "etcd":
+            from dnat.daemon import clustered
+
+            self._server = server = clustered.server(self._config, leasable, lan)
+            await server.load()
+            if "router" in self._config.roles:
+                await self._start_router()
+            await server.listen()
+            return
+        store = SqliteStore(self._instance.store, settings.retention_days * 86400.0)
+        self._server = server = ServerRole(settings, store, SqliteKeyStore(self._instance.key_store), lan)
         records = await server.load()
         if "router" in self._config.roles:
-            leasable = pool(settings)
             self._router = RouterRole(
                 self._instance,
                 self._config.router,
@@ -161,6 +176,13 @@ class Daemon:
             await self._router.start(records)
             store.watch(self._router.follow)
         await server.listen()
+
+    async def _start_router(self) -> None:
+        """A router that follows a store which it shares with servers on other machines."""
+        from dnat.daemon.clustered import ClusteredRouter
+
+        self._clustered = await ClusteredRouter.start(self._instance, self._config, self._privileged)
+        self._router = self._clustered.role
 
     def _summaries(self) -> list[str]:
         return [role.summary() for role in (self._server, self._router, self._host, self._sip) if role is not None]
@@ -207,8 +229,13 @@ class Daemon:
             document["pap"]["agent"] = self._host.pap_counters
             document["counters"] |= self._host.counters
         if self._router is not None:
+            if self._server is None:
+                addresses |= dict.fromkeys(self._router.external_addresses)
+                document["owners"] += self._router.describe_owners()
             document["counters"] |= self._router.counters
             document["router"] = self._router.describe()
+        if self._clustered is not None:
+            document["router"]["store"] = self._clustered.describe()
         document["external_addresses"] = [str(address) for address in addresses]
         return document
 

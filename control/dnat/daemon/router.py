@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from ipaddress import IPv4Address
+from typing import Any
 
 from dnat.config import RouterSettings
 from dnat.daemon import attachments
 from dnat.daemon.fast_path import FastPath
+from dnat.daemon.owners import describe_owner
 from dnat.daemon.privileged import Privileged
 from dnat.dataplane import loader
 from dnat.dataplane.attach import Direction
 from dnat.dataplane.router import Offence, RouterPlane
+from dnat.errors import DnatError
 from dnat.instance import Instance
 from dnat.leases.records import Change, DropLease, LeaseRecord, PutLease
+from dnat.store import PublishedPool
 from dnat.system import links
 from dnat.system.nft import SharedAddress
 from dnat.system.router import ensure_router_network
@@ -52,14 +56,19 @@ class RouterRole:
         self._leasable = leasable
         self._offence = offence
         self._owners: dict[int, Owner] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._keep = False
         self._plane: RouterPlane
         # The privileged thread learns addresses while the event loop carries in leases.
         self._plane_lock = threading.Lock()
 
-    async def start(self, records: Sequence[LeaseRecord]) -> None:
-        """Load and fill the data plane, then let packets through it. Raises DnatError."""
-        self._owners = {record.id: _owner(record) for record in records if record.address in self._externals}
+    async def start(self, records: Sequence[LeaseRecord], *, keep: bool = False) -> None:
+        """Load and fill the data plane, then let packets through it. Raises DnatError.
+
+        ``keep``: the records may be outdated, so owners that the maps have beyond them stay until `refill`.
+        """
+        self._own(records)
+        self._keep = keep
         await asyncio.to_thread(loader.ensure_loaded, "router", self._pins)
         self._plane = RouterPlane.open(self._pins)
         await self._privileged.run(self._fill)
@@ -84,6 +93,30 @@ class RouterRole:
         reason = self._fast_path.reason
         return {"lan": self._lan, "wan": self._wan, "path": "tc" if reason else "xdp", "reason": reason}
 
+    def refill(self, pool: PublishedPool, records: Sequence[LeaseRecord], done: Callable[[], None]) -> None:
+        """The pool has changed, or changes were missed: this is how it is. ``done`` is called when the maps have it."""
+        self._externals, self._leasable = pool.addresses, pool.ports
+        self._own(records)
+        self._keep = False
+        self._start(self._refill(done))
+
+    async def _refill(self, done: Callable[[], None]) -> None:
+        try:
+            await self._privileged.run(self._fill)
+            done()
+            for changed in await self._privileged.run(self._ensure):
+                log.info("%s", changed)
+        except DnatError as error:
+            log.error("%s", error)
+
+    def describe_owners(self) -> list[dict[str, Any]]:
+        """The owners for ``show``."""
+        return [describe_owner(owner) for owner in self._owners.values()]
+
+    @property
+    def external_addresses(self) -> tuple[IPv4Address, ...]:
+        return tuple(self._externals)
+
     def follow(self, changes: Sequence[Change]) -> None:
         """Carry committed changes of the leases into the owner map: the store calls this before an answer leaves."""
         add, remove = [], []
@@ -103,8 +136,14 @@ class RouterRole:
             with self._plane_lock:
                 self._plane.apply(add, remove)
         if add:
-            self._tasks = [task for task in self._tasks if not task.done()]
-            self._tasks.append(asyncio.create_task(self._learn_macs()))
+            self._start(self._learn_macs())
+
+    def _own(self, records: Sequence[LeaseRecord]) -> None:
+        self._owners = {record.id: _owner(record) for record in records if record.address in self._externals}
+
+    def _start(self, work: Coroutine[Any, Any, Any]) -> None:
+        self._tasks = [task for task in self._tasks if not task.done()]
+        self._tasks.append(asyncio.create_task(work))
 
     @property
     def counters(self) -> dict[str, int]:
@@ -112,7 +151,12 @@ class RouterRole:
 
     def _fill(self) -> None:
         self._configure()
-        self._plane.set_owners(self._owners.values())
+        with self._plane_lock:
+            owners = list(self._owners.values())
+            if self._keep:
+                self._plane.apply(add=owners)
+            else:
+                self._plane.set_owners(owners)
         self._learn()
 
     def _configure(self) -> list[str]:
@@ -145,8 +189,7 @@ class RouterRole:
         return [SharedAddress(address, address in local, self._leasable) for address in self._externals]
 
     def _offended(self) -> None:
-        self._tasks = [task for task in self._tasks if not task.done()]
-        self._tasks.append(asyncio.create_task(self._report_offences()))
+        self._start(self._report_offences())
 
     async def _report_offences(self) -> None:
         for offence in await self._privileged.run(self._plane.drain_offences):
