@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,3 +70,36 @@ def launch(argv: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
             )
     except FileNotFoundError:
         raise PlatformError("there is no etcd on this machine: apt-get install etcd-server") from None
+
+
+def is_healthy(member: Member) -> bool:
+    """Whether the member answers, and belongs to a cluster that has a leader."""
+    asking = http.client.HTTPConnection(member.address, member.port, timeout=2)
+    try:
+        asking.request("GET", "/health")
+        return asking.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        asking.close()
+
+
+def log_of(pid_file: Path) -> Path:
+    """Where a member that was started with a file for its process id writes."""
+    return pid_file.with_suffix(".log")
+
+
+def main(pid_file: Path, argv: Sequence[str]) -> int:
+    """Start a member, write its process id, and leave it to itself; returns the exit code."""
+    pid_file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        process = launch(argv, log_of(pid_file))
+    except PlatformError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    pid_file.write_text(f"{process.pid}\n", encoding="ascii")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))
