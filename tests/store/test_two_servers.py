@@ -5,26 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from servers import Host, address, serving
+from waiting import eventually
 
 from dnat.pap.messages import Result
 from dnat.store.etcd.client import Cluster
 from dnat.types import PortRange
-
-SECONDS = 20.0
-
-
-async def eventually(check: Callable[[], Any], what: str) -> None:
-    """Wait until something holds."""
-    deadline = asyncio.get_running_loop().time() + SECONDS
-    while not check():
-        assert asyncio.get_running_loop().time() < deadline, f"it did not come to pass: {what}"
-        await asyncio.sleep(0.01)
 
 
 def test_they_know_of_each_others_leases(cluster: Cluster, tmp_path: Path) -> None:

@@ -133,7 +133,8 @@ class EtcdClient:
                 await call.write(rpc.LeaseKeepAliveRequest(ID=lease))
                 answer = await call.read()
                 call.cancel()
-        except (rpc.AioRpcError, TimeoutError, asyncio.InvalidStateError) as error:
+        except (rpc.AioRpcError, TimeoutError, *_LEFT) as error:
+            _raise_if_cancelled(error)
             await self._leave(self._channel)
             raise StoreError(f"{self._name()}: {_words(error)}") from None
         return answer is not grpc.aio.EOF and answer.TTL > 0
@@ -159,7 +160,8 @@ class EtcdClient:
                     raise StoreError(f"{self._name()} ended the watch: {answer.cancel_reason}")
                 yield answer
             raise StoreError(f"{self._name()} ended the watch")
-        except (rpc.AioRpcError, asyncio.InvalidStateError) as error:
+        except (rpc.AioRpcError, *_LEFT) as error:
+            _raise_if_cancelled(error)
             await self._leave(channel)
             raise StoreError(f"{self._name()}: {_words(error)}") from None
         finally:
@@ -176,10 +178,8 @@ class EtcdClient:
                 if error.code() in _FINAL:
                     raise StoreError(f"etcd at {self._name()} refuses: {error.details()}") from None
                 name, words = self._name(), _words(error)
-            except (
-                asyncio.InvalidStateError,
-                grpc.aio.UsageError,
-            ) as error:  # another call's failure closed the channel
+            except _LEFT as error:
+                _raise_if_cancelled(error)
                 name, words = self._name(), _words(error)
             await self._leave(channel)
             if asyncio.get_running_loop().time() + PAUSE_SECONDS >= deadline:
@@ -207,6 +207,8 @@ class EtcdClient:
         return self.cluster.endpoints[self._member]
 
 
+_LEFT = (asyncio.CancelledError, asyncio.InvalidStateError, grpc.aio.UsageError)
+"""How a call ends when another one has left the member, and closed the channel."""
 _FINAL = (
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
@@ -240,6 +242,13 @@ def unchanged(key: bytes, revision: int) -> Any:
     return rpc.Compare(
         key=key, target=rpc.Compare.CompareTarget.MOD, result=rpc.Compare.CompareResult.EQUAL, mod_revision=revision
     )
+
+
+def _raise_if_cancelled(error: BaseException) -> None:
+    """If it is the caller's task that is to end, and not the channel that was closed."""
+    task = asyncio.current_task()
+    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+        raise error
 
 
 def _words(error: BaseException) -> str:
