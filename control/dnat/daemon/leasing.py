@@ -123,17 +123,23 @@ class Leasing:
         await self._resume
 
     async def request(self, want: Want) -> events.Granted:
-        """Ask for ports, of a busy server several times. Raises RefusedError, or PeerError when nobody answers."""
+        """Ask for ports: a busy server several times, another one where the store failed.
+
+        Raises RefusedError, or PeerError when nobody answers.
+        """
         patient_until = boottime() + BUSY_SECONDS
+        others = len(self._servers) - 1
         while True:
             try:
                 return await self._request(want)
             except RefusedError as refused:
-                elsewhere = refused.result is Result.STORE_FAILED and len(self._servers) > 1
-                if not (elsewhere or refused.result is Result.BUSY) or boottime() >= patient_until:
-                    raise
-                if elsewhere:
+                if refused.result is Result.STORE_FAILED and others:
+                    # That server may be cut off from the others, which go on.
+                    others -= 1
                     self._ask_another()
+                    continue
+                if refused.result is not Result.BUSY or boottime() >= patient_until:
+                    raise
                 await asyncio.sleep((refused.retry_after or 1) * (0.5 + secrets.randbelow(1000) / 1000))
 
     async def _request(self, want: Want) -> events.Granted:

@@ -29,6 +29,8 @@ from dnat.types import Owner, PortRange, Protocol
 log = logging.getLogger(__name__)
 
 RECONCILE_SECONDS = 10.0
+RESOLVE_SECONDS = 0.2
+"""How soon a host has answered who asks for its link address."""
 
 OffenceHandler = Callable[[IPv4Address, IPv4Address, int, Protocol], None]
 """Sender's LAN address, external address, port, protocol."""
@@ -199,10 +201,17 @@ class RouterRole:
 
     async def _learn_macs(self) -> None:
         await self._privileged.run(self._learn)
+        if await self._privileged.run(self._ask):
+            await asyncio.sleep(RESOLVE_SECONDS)
+            await self._privileged.run(self._learn)
 
     def _learn(self) -> None:
         with self._plane_lock:
             self._plane.learn_macs()
+
+    def _ask(self) -> bool:
+        with self._plane_lock:
+            return self._plane.ask_for_macs()
 
     async def _reconcile(self) -> None:
         """Repair what others undid, and learn link addresses that were not known yet."""
