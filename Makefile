@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 LINK := /usr/local/bin/dnatctl
 PREFIX := /usr/local
 
-.PHONY: help setup demo test unit bpf netns conformance packaging bench bench-short load load-short lint format reference install uninstall deb install-test clean
+.PHONY: help setup demo test unit bpf netns conformance packaging store bench bench-short load load-short lint format reference install uninstall deb install-test clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -21,10 +21,13 @@ $(STAMP): pyproject.toml scripts/setup.sh
 demo: setup ## two phones behind one address make real calls (root)
 	@$(VENV)/bin/dnatctl lab demo
 
-test: setup lint unit bpf netns conformance load-short packaging ## every test layer (root)
+test: setup lint unit store bpf netns conformance load-short packaging ## every test layer (root)
 
 unit: setup ## protocol, allocator, configuration: no root, seconds
 	@$(PY) -m pytest tests/unit
+
+store: setup ## lease stores on a real etcd of three members: no root, a minute
+	@$(PY) -m pytest tests/store
 
 bpf: setup ## packets through the programs in the kernel, by BPF_PROG_TEST_RUN (root)
 	@$(PY) -m pytest tests/bpf

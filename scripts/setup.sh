@@ -4,7 +4,8 @@
 set -euo pipefail
 
 packages=(python3-venv python3-bpfcc python3-nftables python3-cryptography linux-libc-dev iproute2 nftables)
-lab_packages=(baresip-core tcpdump iputils-ping curl ethtool coturn man-db systemd dnsmasq-base isc-dhcp-client kea-dhcp4-server)
+lab_packages=(etcd-server baresip-core tcpdump iputils-ping curl ethtool coturn man-db systemd)
+lab_packages+=(dnsmasq-base isc-dhcp-client kea-dhcp4-server)
 # The role sip, and the other phones of its tests.
 lab_packages+=(kamailio kamailio-tls-modules kamailio-sqlite-modules openssl linphone-cli sip-tester)
 # What dnat is compared with.
@@ -23,10 +24,10 @@ if [ "${#missing[@]}" -gt 0 ]; then
     fi
     say "installing ${missing[*]}"
     apt-get update -qq
-    # Tests run Kamailio and coturn of their own: a new package's must not take their ports, now or at the next boot.
+    # Tests run etcd, Kamailio, Kea and coturn of their own: a new package's must not take their ports, now or at the next boot.
     # One that was here before is the user's.
     services=()
-    for service in kamailio coturn kea-dhcp4-server; do
+    for service in kamailio coturn kea-dhcp4-server etcd-server; do
         [[ " ${missing[*]} " != *" $service "* ]] || services+=("$service")
     done
     if [ "${#services[@]}" -gt 0 ] && [ ! -e /usr/sbin/policy-rc.d ]; then
@@ -36,6 +37,7 @@ if [ "${#missing[@]}" -gt 0 ]; then
     fi
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
     for service in "${services[@]}"; do
+        service=${service%-server}
         systemctl disable --quiet "$service" 2>/dev/null || update-rc.d "$service" disable 2>/dev/null || true
     done
 fi

@@ -54,8 +54,13 @@ class HostSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
     interface: _Interface | None = None
     """LAN interface; by default the one of the default route."""
-    server: _Address | None = None
-    """PAP server; by default the one that DHCP option 227 names, else the default gateway."""
+    server: Annotated[
+        str | list[str] | None,
+        Meta(description='an IPv4 address in quotes, or a list of them, as ["10.0.0.2", "10.0.0.3"]'),
+    ] = None
+    """PAP server, or several that share a store: the next one is asked when one does not answer. By default the one
+    that DHCP option 227 names, else the default gateway.
+    """
     authentication: _HostMode = "auto"
     """Use a key if there is one and agree on one when the server wants it; do nothing without one; use none."""
     ephemeral_ports: _PortCount = 64
@@ -76,6 +81,11 @@ class HostSettings(Struct, frozen=True, forbid_unknown_fields=True):
     exhausted: Annotated[Literal["icmp", "drop"], Meta(description='"icmp" or "drop"')] = "icmp"
     """Whether a program whose packet cannot be sent for want of a port is told so."""
     timers: TimerSettings = TimerSettings()
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """Those named, in their order."""
+        return (self.server,) if isinstance(self.server, str) else tuple(self.server or ())
 
 
 class ReservedPorts(Struct, frozen=True, forbid_unknown_fields=True):
@@ -156,6 +166,23 @@ class SipSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Requests a second that one address outside of the site may send."""
 
 
+class StoreSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """The ``[store]`` table: where servers keep leases and keys, and routers learn of owners."""
+
+    kind: Annotated[Literal["sqlite", "etcd"], Meta(description='"sqlite" or "etcd"')] = "sqlite"
+    """A file of this machine, or a cluster that several machines share."""
+    endpoints: Annotated[list[str], Meta(description='a list of members, as ["10.0.0.7:2379"]')] = []
+    """Of the etcd cluster."""
+    prefix: Annotated[str, Meta(description='a key prefix, as "/dnat/"', pattern="^[!-~]*/$")] = "/dnat/"
+    """What the keys of this LAN begin with: LANs that share a cluster need one each."""
+    ca: Annotated[str, Meta(description="a path in quotes", pattern="^/")] | None = None
+    """PEM file of who signed the members' certificates; without it the connection is in the clear."""
+    certificate: Annotated[str, Meta(description="a path in quotes", pattern="^/")] | None = None
+    """PEM file that shows etcd who this machine is."""
+    key: Annotated[str, Meta(description="a path in quotes", pattern="^/")] | None = None
+    """Of ``certificate``."""
+
+
 class MetricsSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """The ``[metrics]`` table."""
 
@@ -192,6 +219,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     server: ServerSettings = ServerSettings()
     router: RouterSettings = RouterSettings()
     sip: SipSettings = SipSettings()
+    store: StoreSettings = StoreSettings()
     metrics: MetricsSettings = MetricsSettings()
     api: ApiSettings = ApiSettings()
 
@@ -241,7 +269,8 @@ def _check_values(config: Config, source: str) -> None:
     """What types cannot say: addresses, ranges, and keys that a role needs."""
     if not config.roles:
         raise ConfigError(f"{source}: roles: must name at least one of {', '.join(ROLES)}")
-    _check_address(config.host.server, source, "host.server")
+    for address in config.host.servers:
+        _check_address(address, source, "host.server")
     _check_address(config.server.listen, source, "server.listen")
     for address in config.server.external_addresses:
         _check_address(address, source, "server.external_addresses")
@@ -271,9 +300,26 @@ def _check_values(config: Config, source: str) -> None:
         for key, value in (("lan", config.router.lan), ("wan", config.router.wan)):
             if value is None:
                 raise ConfigError(f'{source}: router.{key}: the role "router" needs an interface\'s name here')
-        if "server" not in config.roles:
-            raise ConfigError(f'{source}: roles: "router" needs "server" beside it: they share the lease store')
+        if "server" not in config.roles and config.store.kind == "sqlite":
+            raise ConfigError(
+                f'{source}: roles: "router" needs "server" beside it, with which it shares the lease store; if the'
+                ' server is another machine, both need the same [store] with kind = "etcd"'
+            )
+    _check_store(config.store, source)
     _check_sip(config, source)
+
+
+def _check_store(store: StoreSettings, source: str) -> None:
+    if store.kind == "etcd" and not store.endpoints:
+        raise ConfigError(f'{source}: store.endpoints: "etcd" needs its members here, as ["10.0.0.7:2379"]')
+    for endpoint in store.endpoints:
+        host, _, port = endpoint.rpartition(":")
+        if not (re.fullmatch(r"[A-Za-z0-9.-]+", host) and port.isdecimal() and 1 <= int(port) <= 65535):
+            raise ConfigError(f'{source}: store.endpoints: "{endpoint}" is no member; write it as "10.0.0.7:2379"')
+    if (store.certificate is None) != (store.key is None):
+        raise ConfigError(f"{source}: store.key: certificate and key are given together or not at all")
+    if store.certificate is not None and store.ca is None:
+        raise ConfigError(f"{source}: store.ca: a certificate is shown over TLS only; name the members' CA, too")
 
 
 def _check_sip(config: Config, source: str) -> None:

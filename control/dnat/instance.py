@@ -70,6 +70,11 @@ class Instance:
         return self.state / "leases.sqlite"
 
     @property
+    def router_leases(self) -> Path:
+        """What a router goes on with while the store that it follows is away."""
+        return self.state / "router-leases.json"
+
+    @property
     def key_store(self) -> Path:
         """The server's keys."""
         return self.state / "keys.sqlite"

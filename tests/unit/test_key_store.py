@@ -12,7 +12,7 @@ from dnat import key_file
 from dnat.errors import PlatformError, UsageError
 from dnat.pap.auth import Key
 from dnat.pap.keyring import DropKey, KeyChange, KeyRecord, KeyState, PutKey
-from dnat.store import KeyStore, StoreError
+from dnat.store import SqliteKeyStore, StoreError
 from dnat.store.keys import KeyStoreState
 
 KEY = Key(0xFEEDF00D, bytes(range(32)))
@@ -24,11 +24,11 @@ def written(path: Path, *changes: KeyChange) -> KeyStoreState:
     """What a fresh process finds after the changes."""
 
     async def do() -> KeyStoreState:
-        store = KeyStore(path)
+        store = SqliteKeyStore(path)
         await store.open()
         await store.transact(changes)
         await store.close()
-        again = KeyStore(path)
+        again = SqliteKeyStore(path)
         state = await again.open()
         await again.close()
         return state

@@ -32,14 +32,27 @@ def lab() -> None:
 @click.option("--phones", type=click.IntRange(1, 100), default=2, show_default=True)
 @click.option("--own-address", is_flag=True, help="Share the router's own WAN address instead of a routed one.")
 @click.option("--sip", type=click.Choice(["proxy", "redirect"]), help="Run a SIP server on the node sip.")
+@click.option("--routers", type=click.IntRange(1, 4), default=1, show_default=True, help="With --server apart.")
+@click.option(
+    "--server",
+    type=click.Choice(["router", "apart"]),
+    default="router",
+    show_default=True,
+    help="Where the port server is: apart, etcd runs on three nodes, too.",
+)
+@click.option("--servers", type=click.IntRange(1, 2), default=1, show_default=True, help="With --server apart.")
 @_prefix
-def up(phones: int, own_address: bool, sip: str | None, prefix: str) -> None:
+def up(phones: int, own_address: bool, sip: str | None, routers: int, server: str, servers: int, prefix: str) -> None:
     """Build the lab and bring every node up. Doing it twice is harmless."""
     from dnat.lab import control
     from dnat.lab.topology import Topology
 
     _require_root("lab up")
-    control.up(Topology(prefix=prefix, phones=phones, own_address=own_address, sip=sip), click.echo)
+    apart = servers if server == "apart" else 0
+    if servers > 1 and not apart:
+        raise UsageError("a router is one server; for more: --server apart")
+    topology = Topology(prefix=prefix, phones=phones, own_address=own_address, sip=sip, routers=routers, servers=apart)
+    control.up(topology, click.echo)
 
 
 @lab.command()
@@ -76,7 +89,7 @@ def status(output: str, prefix: str) -> None:
         table.add_row(
             one.node.name,
             str(one.node.address),
-            ", ".join(one.node.roles) or "outside",
+            ", ".join(one.node.roles) or ("outside" if one.node.name == "ext" else "store"),
             f"{mark} {one.summary}",
         )
     console_output().print(table)

@@ -69,13 +69,13 @@ class HostRole:
         """Lease ports, set up kernel and network; returns one line that says what was obtained. Raises DnatError."""
         self._uplink = await self._privileged.run(links.default_gateway, self._settings.interface)
         lan = await self._privileged.run(links.interface, self._uplink.interface)
-        server, self._server_found_by = await self._privileged.run(self._find_server, lan)
+        servers, self._server_found_by = await self._privileged.run(self._find_servers, lan)
         self.host_id = self._instance.host_id(lan.mac or "")
         self._mappings = Mappings(self._instance.mappings)
         saved, key_path = self._instance.saved_leases, self._instance.key_file
         credentials = load_credentials(self._settings, key_path, self._uplink.address)
         self._leasing = Leasing(
-            self.host_id, server, saved, self._lacking.set, self.announcer.heard, credentials, key_path
+            self.host_id, servers, saved, self._lacking.set, self.announcer.heard, credentials, key_path
         )
         await self._leasing.open(self._uplink.address, lan.name, lan.broadcast_of(self._uplink.address))
         adopted = self._leasing.adopt_saved()
@@ -93,13 +93,13 @@ class HostRole:
         ]
         return self.summary()
 
-    def _find_server(self, lan: Interface) -> tuple[IPv4Address, str]:
-        """The server, and what named it: the configuration, else DHCP, else the default route."""
-        if self._settings.server:
-            return IPv4Address(self._settings.server), "configuration"
+    def _find_servers(self, lan: Interface) -> tuple[tuple[IPv4Address, ...], str]:
+        """The servers, and what named them: the configuration, else DHCP, else the default route."""
+        if self._settings.servers:
+            return tuple(map(IPv4Address, self._settings.servers)), "configuration"
         if (named := dhcp.port_server(lan)) is not None:
-            return named, "dhcp"
-        return self._uplink.gateway, "gateway"
+            return (named,), "dhcp"
+        return (self._uplink.gateway,), "gateway"
 
     async def _obtain(self, adopted: bool) -> None:
         """Get leases and programs, which takes its time, at once; then put both to use."""

@@ -7,7 +7,7 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -27,6 +27,10 @@ log = logging.getLogger(__name__)
 
 BUSY_SECONDS = 20.0
 """How long a server may say that it is busy: all hosts come back at once after a power cut."""
+
+
+SILENT_SENDS = 3
+"""What is sent without an answer, before another server is asked where there are several: after about a second."""
 
 
 def boottime() -> float:
@@ -49,7 +53,7 @@ class Leasing:
     def __init__(
         self,
         host_id: bytes,
-        server: IPv4Address,
+        servers: Sequence[IPv4Address],
         saved: Path,
         changed: Callable[[], None],
         tell: Callable[[events.Event], None],
@@ -60,7 +64,9 @@ class Leasing:
         self._agent = Agent(host_id, lambda: secrets.randbits(64), credentials)
         self._credentials = credentials
         self._key_file = key_file
-        self._server = server
+        self._servers = tuple(servers)
+        self._server = self._servers[0]
+        self._silence = 0
         self._saved = saved
         self._changed = changed
         self._tell = tell
@@ -123,12 +129,21 @@ class Leasing:
         await self._resume
 
     async def request(self, want: Want) -> events.Granted:
-        """Ask for ports, of a busy server several times. Raises RefusedError, or PeerError when nobody answers."""
+        """Ask for ports: a busy server several times, another one where the store failed.
+
+        Raises RefusedError, or PeerError when nobody answers.
+        """
         patient_until = boottime() + BUSY_SECONDS
+        others = len(self._servers) - 1
         while True:
             try:
                 return await self._request(want)
             except RefusedError as refused:
+                if refused.result is Result.STORE_FAILED and others:
+                    # That server may be cut off from the others, which go on.
+                    others -= 1
+                    self._ask_another()
+                    continue
                 if refused.result is not Result.BUSY or boottime() >= patient_until:
                     raise
                 await asyncio.sleep((refused.retry_after or 1) * (0.5 + secrets.randbelow(1000) / 1000))
@@ -155,24 +170,39 @@ class Leasing:
             self._broadcast.close()
 
     def _received(self, datagram: bytes, source: tuple[IPv4Address, int]) -> None:
-        if source != (self._server, SERVER_PORT):
+        if source[0] not in self._servers or source[1] != SERVER_PORT:
             self._counters["not-from-server"] += 1
             return
+        if source[0] == self._server:
+            self._silence = 0
         self._agent.receive(datagram, boottime())
-        self._pump()
+        self._pump(source[0])
 
     def _tick(self) -> None:
         self._agent.timeout(boottime())
         self._pump()
 
-    def _pump(self) -> None:
-        """Send what the core wants sent, and act on what happened."""
+    def _ask_another(self) -> None:
+        """The next server from now on: they share a store, so it knows what this host holds."""
+        if len(self._servers) > 1:
+            place = self._servers.index(self._server)
+            self._server = self._servers[(place + 1) % len(self._servers)]
+            self._silence = 0
+            log.warning("asking the server %s from now on", self._server)
+
+    def _pump(self, to: IPv4Address | None = None) -> None:
+        """Send what the core wants sent, and act on what happened. ``to``: whose datagram is being answered."""
         happened = self._agent.events()
         for event in happened:
             self._act(event)
             self._tell(event)
-        for datagram in self._agent.datagrams():
-            self._socket.send(datagram, (self._server, SERVER_PORT))
+        datagrams = self._agent.datagrams()
+        if datagrams and to is None:
+            self._silence += 1
+            if self._silence > SILENT_SENDS:
+                self._ask_another()
+        for datagram in datagrams:
+            self._socket.send(datagram, (to or self._server, SERVER_PORT))
         if happened:
             self._save()
             self._changed()

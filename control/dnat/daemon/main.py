@@ -33,7 +33,7 @@ from dnat.daemon.view_methods import Roles, ViewMethods, measure
 from dnat.dataplane import loader
 from dnat.errors import DnatError, PlatformError, error_kind
 from dnat.instance import Instance
-from dnat.store import KeyStore, SqliteStore
+from dnat.store import SqliteKeyStore, SqliteStore
 from dnat.system import links
 from dnat.system.journal import Journal
 from dnat.teardown import tear_down
@@ -97,6 +97,8 @@ class Daemon:
         await self._privileged.run(loader.ensure_bpffs)
         if "server" in self._config.roles:
             await self._start_server()
+        elif "router" in self._config.roles:
+            await self._start_router()
         if "host" in self._config.roles:
             self._roles.host = host = HostRole(self._instance, self._config.host, self._privileged)
             self._roles.programs = Programs(self._config.api, self._instance.programs, host)
@@ -129,6 +131,8 @@ class Daemon:
             await self._metrics.stop()
         if roles.host is not None:
             await roles.host.stop(release=self._release)
+        if roles.clustered is not None:
+            await roles.clustered.stop(leave=self._release)
         if roles.router is not None:
             await roles.router.stop()
         if roles.server is not None:
@@ -141,19 +145,25 @@ class Daemon:
     async def _start_server(self) -> None:
         """Server, and router beside it: routers know of a lease before the host that holds it does."""
         settings = self._config.server
-        store = SqliteStore(self._instance.store, settings.retention_days * 86400.0)
         lan = await self._privileged.run(_server_address, self._config)
+        leasable = pool(settings)
+        # A moment later than the store that is made right after.
+        first_start = self._instance.first_start(time.time() + 1)
+        if self._config.store.kind == "etcd":
+            from dnat.daemon import clustered
+
+            self._roles.server = server = clustered.server(self._config, leasable, lan, first_start)
+            await server.load()
+            if "router" in self._config.roles:
+                await self._start_router()
+            await server.listen()
+            return
+        store = SqliteStore(self._instance.store, settings.retention_days * 86400.0)
         self._roles.server = server = ServerRole(
-            settings,
-            store,
-            KeyStore(self._instance.key_store),
-            lan,
-            # A moment later than the store that is made right after.
-            self._instance.first_start(time.time() + 1),
+            settings, store, SqliteKeyStore(self._instance.key_store), lan, first_start
         )
         records = await server.load()
         if "router" in self._config.roles:
-            leasable = pool(settings)
             self._roles.router = router = RouterRole(
                 self._instance,
                 self._config.router,
@@ -168,6 +178,13 @@ class Daemon:
                 router.settle(learning)
             store.watch(router.follow)
         await server.listen()
+
+    async def _start_router(self) -> None:
+        """A router that follows a store which it shares with servers on other machines."""
+        from dnat.daemon.clustered import ClusteredRouter
+
+        self._roles.clustered = clustered = await ClusteredRouter.start(self._instance, self._config, self._privileged)
+        self._roles.router = clustered.role
 
     async def _stop(self, release: bool = False) -> dict[str, Any]:
         self._release = release

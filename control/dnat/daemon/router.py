@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from ipaddress import IPv4Address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dnat.config import RouterSettings
 from dnat.daemon import attachments
 from dnat.daemon.fast_path import FastPath
+from dnat.daemon.owners import describe_owner
 from dnat.daemon.privileged import Privileged
 from dnat.dataplane import loader
 from dnat.dataplane.attach import Direction
 from dnat.dataplane.router import Offence, RouterPlane
+from dnat.errors import DnatError
 from dnat.instance import Instance
 from dnat.leases.bitmap import union
 from dnat.leases.records import Change, DropLease, LeaseRecord, PutLease
+from dnat.store import PublishedPool
 from dnat.system import links
 from dnat.system.nft import SharedAddress
 from dnat.system.router import ensure_router_network
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RECONCILE_SECONDS = 10.0
+RESOLVE_SECONDS = 0.2
+"""How soon a host has answered who asks for its link address."""
 
 OffenceHandler = Callable[[IPv4Address, IPv4Address, int, Protocol], None]
 """Sender's LAN address, external address, port, protocol."""
@@ -57,7 +62,7 @@ class RouterRole:
         self._leasable = leasable
         self._offence = offence
         self._owners: dict[int, Owner] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: list[asyncio.Task[Any]] = []
         self._keep = False
         self._plane: RouterPlane
         # The privileged thread learns addresses while the event loop carries in leases.
@@ -66,10 +71,11 @@ class RouterRole:
     async def start(self, records: Sequence[LeaseRecord], *, keep: bool = False) -> None:
         """Load and fill the data plane, then let packets through it. Raises DnatError.
 
-        ``keep``: the records may not be all, so owners that the maps have beyond them stay until `settle`.
+        ``keep``: the records may be outdated, or not all, so owners that the maps have beyond them stay until `refill`
+        or `settle`.
         """
+        self._own(records)
         self._keep = keep
-        self._owners = {record.id: _owner(record) for record in records if record.address in self._externals}
         await asyncio.to_thread(loader.ensure_loaded, "router", self._pins)
         self._plane = RouterPlane.open(self._pins)
         await self._privileged.run(self._fill)
@@ -93,7 +99,7 @@ class RouterRole:
             self._keep = False
             await self._privileged.run(self._fill)
 
-        self._tasks.append(asyncio.create_task(wait_and_forget()))
+        self._start(wait_and_forget())
 
     def summary(self) -> str:
         """What this router does, in one line."""
@@ -103,6 +109,30 @@ class RouterRole:
         """The part ``router`` of ``show -o json``."""
         reason = self._fast_path.reason
         return {"lan": self._lan, "wan": self._wan, "path": "tc" if reason else "xdp", "reason": reason}
+
+    def refill(self, pool: PublishedPool, records: Sequence[LeaseRecord], done: Callable[[], None]) -> None:
+        """The pool has changed, or changes were missed: this is how it is. ``done`` is called when the maps have it."""
+        self._externals, self._leasable = pool.addresses, pool.ports
+        self._own(records)
+        self._keep = False
+        self._start(self._refill(done))
+
+    async def _refill(self, done: Callable[[], None]) -> None:
+        try:
+            await self._privileged.run(self._fill)
+            done()
+            for changed in await self._privileged.run(self._ensure):
+                log.info("%s", changed)
+        except DnatError as error:
+            log.error("%s", error)
+
+    def describe_owners(self) -> list[dict[str, Any]]:
+        """The owners for ``show``."""
+        return [describe_owner(owner) for owner in self._owners.values()]
+
+    @property
+    def external_addresses(self) -> tuple[IPv4Address, ...]:
+        return tuple(self._externals)
 
     def follow(self, changes: Sequence[Change]) -> None:
         """Carry committed changes of the leases into the owner map: the store calls this before an answer leaves."""
@@ -123,8 +153,14 @@ class RouterRole:
             with self._plane_lock:
                 self._plane.apply(add, remove)
         if add:
-            self._tasks = [task for task in self._tasks if not task.done()]
-            self._tasks.append(asyncio.create_task(self._learn_macs()))
+            self._start(self._learn_macs())
+
+    def _own(self, records: Sequence[LeaseRecord]) -> None:
+        self._owners = {record.id: _owner(record) for record in records if record.address in self._externals}
+
+    def _start(self, work: Coroutine[Any, Any, Any]) -> None:
+        self._tasks = [task for task in self._tasks if not task.done()]
+        self._tasks.append(asyncio.create_task(work))
 
     @property
     def counters(self) -> dict[str, int]:
@@ -178,8 +214,7 @@ class RouterRole:
         return [SharedAddress(address, address in local, self._leasable) for address in self._externals]
 
     def _offended(self) -> None:
-        self._tasks = [task for task in self._tasks if not task.done()]
-        self._tasks.append(asyncio.create_task(self._report_offences()))
+        self._start(self._report_offences())
 
     async def _report_offences(self) -> None:
         for offence in await self._privileged.run(self._plane.drain_offences):
@@ -189,10 +224,17 @@ class RouterRole:
 
     async def _learn_macs(self) -> None:
         await self._privileged.run(self._learn)
+        if await self._privileged.run(self._ask):
+            await asyncio.sleep(RESOLVE_SECONDS)
+            await self._privileged.run(self._learn)
 
     def _learn(self) -> None:
         with self._plane_lock:
             self._plane.learn_macs()
+
+    def _ask(self) -> bool:
+        with self._plane_lock:
+            return self._plane.ask_for_macs()
 
     async def _reconcile(self) -> None:
         """Repair what others undid, and learn link addresses that were not known yet."""

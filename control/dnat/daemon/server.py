@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 from dnat.config import ServerSettings, port_ranges
 from dnat.daemon.agreement import X25519Agreement
 from dnat.daemon.alarm import Alarm
+from dnat.daemon.owners import describe_owner
 from dnat.daemon.pap_socket import PapSocket
+from dnat.daemon.sharing import Sharing
 from dnat.leases.pool import Pool
 from dnat.leases.records import LeaseRecord
 from dnat.leases.table import LeaseTable
@@ -27,7 +29,7 @@ from dnat.pap.limits import Rate
 from dnat.pap.messages import SERVER_PORT, Result
 from dnat.pap.policy import Policy, Reservation
 from dnat.pap.server import Server
-from dnat.store import KeyStore, Period, State, Store, StoreError, Tenure
+from dnat.store import KeyStore, Period, State, Store, StoreConflict, StoreError, Tenure
 from dnat.types import PortRange, Protocol
 
 if TYPE_CHECKING:
@@ -56,7 +58,8 @@ class ServerRole:
 
     A step of the protocol core is a transaction of the store and the datagrams that it permits. Steps that gather while
     a commit is under way share the next one. When the store cannot be written, the table goes back to what the
-    store holds, and the hosts are told STORE-FAILED.
+    store holds, and the hosts are told STORE-FAILED. When another server was first, what rests on the table as it was
+    is decided again.
     """
 
     def __init__(
@@ -92,6 +95,8 @@ class ServerRole:
         self._work = asyncio.Event()
         self._committer: asyncio.Task[None] | None = None
         self._waiting: list[asyncio.Future[None]] = []
+        self._sharing = Sharing(store, key_store, lambda: self._core)
+        self._sharing.take, self._sharing.decided = self._take, self._pump
         self._core: Server
         self._guard: Guard
         self._epoch_start = 0.0
@@ -109,6 +114,7 @@ class ServerRole:
             log.warning("the lease store is new: for %.0f s hosts register what they hold", self.learning)
         network = self._lan.network
         self._core.begin(now, () if network.prefixlen > 30 else (network.broadcast_address,), self.learning)
+        self._sharing.reloaded()
         return state.records
 
     @property
@@ -236,16 +242,7 @@ class ServerRole:
 
     def describe_owners(self) -> list[dict[str, Any]]:
         """The owners for ``show``."""
-        return [
-            {
-                "address": str(record.address),
-                "first": record.ports.first,
-                "last": record.ports.last,
-                "protocol": record.protocol.label,
-                "host": str(record.host),
-            }
-            for record in self.records()
-        ]
+        return [describe_owner(record) for record in self.records()]
 
     def _table(self, state: State) -> LeaseTable:
         table = LeaseTable(self._pool, hold=self._hold_down, grace=GRACE_SECONDS)
@@ -283,6 +280,7 @@ class ServerRole:
         while True:
             await self._work.wait()
             self._work.clear()
+            self._sharing.begin()
             steps = self._take()
             waiting, self._waiting = self._waiting, []
             keys = [change for step in steps for change in step.keys]
@@ -291,7 +289,14 @@ class ServerRole:
                 if keys:
                     await self._key_store.transact(keys)
                 if changes:
-                    await self._store.transact(changes)
+                    try:
+                        self._sharing.check()
+                        await self._store.transact(changes)
+                    except StoreConflict:
+                        await self._sharing.overtaken(steps)
+                        self._waiting = waiting + self._waiting
+                        self._work.set()
+                        continue
             except StoreError as error:
                 log.error("%s", error)
                 for each in waiting:
@@ -305,6 +310,7 @@ class ServerRole:
             for each in waiting:
                 if not each.done():
                     each.set_result(None)
+            self._sharing.end()
             self._pump()
 
     async def _fall_back(self, steps: list[Step]) -> None:
@@ -322,6 +328,7 @@ class ServerRole:
             self._refuse(self._take())
             self._core.reset_table(self._table(state), time.time())
             self._guard.keyring = Keyring(_draw, keys.records)
+            self._sharing.reloaded()
             self._pump()
             return
 

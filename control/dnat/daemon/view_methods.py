@@ -17,6 +17,7 @@ from dnat.daemon.sip import SipRole
 from dnat.errors import UsageError
 
 if TYPE_CHECKING:
+    from dnat.daemon.clustered import ClusteredRouter
     from dnat.daemon.metrics import Measured
 
 SCHEMA = 1
@@ -29,6 +30,8 @@ class Roles:
     names: tuple[str, ...]
     server: ServerRole | None = None
     router: RouterRole | None = None
+    clustered: ClusteredRouter | None = None
+    """What the router follows, if that is not a server beside it."""
     host: HostRole | None = None
     sip: SipRole | None = None
     programs: Programs | None = None
@@ -99,8 +102,13 @@ class ViewMethods:
             document["pap"]["agent"] = host.pap_counters
             document["counters"] |= host.counters
         if router is not None:
+            if server is None:
+                addresses |= dict.fromkeys(router.external_addresses)
+                document["owners"] += router.describe_owners()
             document["counters"] |= router.counters
             document["router"] = router.describe()
+        if self._roles.clustered is not None:
+            document["router"]["store"] = self._roles.clustered.describe()
         document["external_addresses"] = [str(address) for address in addresses]
         return document
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Interface
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+_USE = 0x01
+"""NTF_USE, linux/neighbour.h: behave as if there were a packet for the neighbour."""
 _NO_ADDRESS = 0x20 | 0x01
 """NUD_FAILED and NUD_INCOMPLETE, linux/neighbour.h."""
 
@@ -40,3 +44,11 @@ def link_addresses(ifindex: int) -> dict[IPv4Address, bytes]:
             if message["ifindex"] == ifindex and mac and not message["state"] & _NO_ADDRESS:
                 table[IPv4Address(message.get_attr("NDA_DST"))] = bytes.fromhex(mac.replace(":", ""))
         return table
+
+
+def ask_for(ifindex: int, addresses: Iterable[IPv4Address]) -> None:
+    """Have the kernel ask (ARP) for the link addresses of neighbours, as it does when it has something to send them."""
+    with IPRoute() as netlink:
+        for address in addresses:
+            with contextlib.suppress(NetlinkError):  # the interface is gone, or the table is full
+                netlink.neigh("set", dst=str(address), ifindex=ifindex, flags=_USE, state=0)

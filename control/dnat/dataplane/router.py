@@ -233,6 +233,15 @@ class RouterPlane(Plane):
             known += any(host.mac)
         return known
 
+    def ask_for_macs(self) -> bool:
+        """Have the kernel find out the link addresses that are not known; False if all are.
+
+        An owner whose packets come and go by another router is in no neighbour table here.
+        """
+        unknown = [address for address, index in self._hosts.items() if not any(self._host(index).mac)]
+        neighbours.ask_for(self._config().lan_ifindex, unknown)
+        return bool(unknown)
+
     def fileno(self) -> int:
         """Readable when there are offences to drain."""
         return self._offences.fileno()
@@ -245,7 +254,8 @@ class RouterPlane(Plane):
         if not records:
             return []
         table = neighbours.link_addresses(self._config().lan_ifindex)
-        hosts = {mac: address for address, mac in table.items()}
+        hosts = {bytes(self._host(index).mac): address for address, index in self._hosts.items()}
+        hosts |= {mac: address for address, mac in table.items()}
         return [
             Offence(
                 address=IPv4Address(bytes(record.external)),

@@ -36,16 +36,17 @@ def server(patient: Patient) -> Iterator[Finding]:
     """Whether the PAP server answers: a question of no known version must be refused (docs/pap.md, 3)."""
     if not patient.is_host:
         return
-    address = IPv4Address(patient.config.host.server) if patient.config.host.server else links.default_gateway().gateway
-    if _answers(address):
-        yield Finding("server", "ok", f"the PAP server {address} answers")
-    else:
-        yield Finding(
-            "server",
-            "fail",
-            f"no PAP server answers at {address}, UDP port {SERVER_PORT}",
-            "run `dnatctl up` on the router and let the port through its firewall; or name the server: host.server",
-        )
+    named = tuple(map(IPv4Address, patient.config.host.servers))
+    for address in named or (links.default_gateway().gateway,):
+        if _answers(address):
+            yield Finding("server", "ok", f"the PAP server {address} answers")
+        else:
+            yield Finding(
+                "server",
+                "fail",
+                f"no PAP server answers at {address}, UDP port {SERVER_PORT}",
+                "run `dnatctl up` on the router and let the port through its firewall; or name the server: host.server",
+            )
 
 
 def _answers(address: IPv4Address) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dnat.errors import DnatError, PlatformError, UsageError
+from dnat.lab import etcd
 from dnat.lab.topology import Node, Port, Topology, belongs
 from dnat.system import netns, rtnetlink
 from dnat.system.paths import BPF_DIRECTORY, NETNS_CONFIG_DIRECTORY, RUN_DIRECTORY, STATE_DIRECTORY
@@ -22,8 +24,9 @@ from dnat.system.paths import BPF_DIRECTORY, NETNS_CONFIG_DIRECTORY, RUN_DIRECTO
 LAB_DIRECTORY = Path("/run/dnat-lab")
 """One directory for each lab: its topology, the process id of its services."""
 
-_BRIDGE = "lan"
+_BRIDGE, _WAN_BRIDGE = "lan", "wan"
 _SERVICES_NODE = "ext"
+_ETCD_SECONDS = 60.0
 _PATIENCE = 3.0
 """Seconds that the processes of a lab have to end by themselves."""
 
@@ -42,7 +45,9 @@ def build(topology: Topology) -> bool:
         raise UsageError(
             f"a lab called {topology.prefix} with {standing.phones} phones"
             f"{' and the router’s own address' if standing.own_address else ''}"
-            f"{f' and a SIP {standing.sip} server' if standing.sip else ''} is up; take it down first"
+            f"{f' and a SIP {standing.sip} server' if standing.sip else ''}"
+            f"{f', {standing.routers} routers and a server apart' if standing.servers else ''}"
+            " is up; take it down first"
         )
     destroy(topology.prefix)
     try:
@@ -50,6 +55,7 @@ def build(topology: Topology) -> bool:
         for node in topology.nodes:
             _configure(topology, node)
         _start_services(topology)
+        start_etcd(topology)
     except BaseException:
         destroy(topology.prefix)
         raise
@@ -68,11 +74,7 @@ def find(prefix: str) -> Topology | None:
 
 def services_running(topology: Topology) -> bool:
     """Whether the services of the outside are alive."""
-    try:
-        pid = int(_services_file(topology.prefix).read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return False
-    return pid in netns.processes([topology.namespace(_SERVICES_NODE)])
+    return _living(_services_file(topology.prefix), topology.namespace(_SERVICES_NODE)) is not None
 
 
 def destroy(prefix: str) -> list[str]:
@@ -112,23 +114,36 @@ def _build_network(topology: Topology) -> None:
             rtnl.link("set", index=_index(rtnl, "lo"), state="up")
             for port in node.ports:
                 _plug_in(rtnl, port)
-            for destination, gateway in node.routes:
-                rtnl.route("add", dst=str(destination), gateway=str(gateway))
+            for destination, gateways in itertools.groupby(node.routes, lambda route: route[0]):
+                hops = [{"gateway": str(gateway)} for _, gateway in gateways]
+                rtnl.route("add", dst=str(destination), **(hops[0] if len(hops) == 1 else {"multipath": hops}))
 
 
 def _build_lan(topology: Topology) -> None:
+    _build_bridge(topology, "lan", _BRIDGE, "")
+
+
+def _build_bridge(topology: Topology, segment: str, name: str, suffix: str) -> None:
     """A bridge, and a cable from it to each node; the bridge's ports are called like the nodes."""
-    with netns.enter(topology.switch), rtnetlink.socket("build the LAN of the lab") as rtnl:
-        rtnl.link("add", ifname=_BRIDGE, kind="bridge", br_mcast_snooping=0)
-        bridge = _index(rtnl, _BRIDGE)
+    with netns.enter(topology.switch), rtnetlink.socket(f"build the {segment.upper()} of the lab") as rtnl:
+        rtnl.link("add", ifname=name, kind="bridge", br_mcast_snooping=0)
+        bridge = _index(rtnl, name)
         rtnl.link("set", index=bridge, state="up")
-        for node, port in _ports(topology, "lan"):
-            _cable(rtnl, node.name, topology.namespace(node.name), port.name)
-            rtnl.link("set", index=_index(rtnl, node.name), master=bridge, state="up")
+        for node, port in _ports(topology, segment):
+            _cable(rtnl, node.name + suffix, topology.namespace(node.name), port.name)
+            rtnl.link("set", index=_index(rtnl, node.name + suffix), master=bridge, state="up")
 
 
 def _build_wan(topology: Topology) -> None:
-    (router, near), (ext, far) = _ports(topology, "wan")
+    """A cable between router and outside; a second bridge for more routers."""
+    ports = _ports(topology, "wan")
+    if len(ports) > 2:
+        _build_bridge(topology, "wan", _WAN_BRIDGE, "-wan")
+        with netns.enter(topology.namespace(_SERVICES_NODE)):
+            # Each connection keeps to one of the routers.
+            Path("/proc/sys/net/ipv4/fib_multipath_hash_policy").write_text("1\n", encoding="ascii")
+        return
+    (router, near), (ext, far) = ports
     name = topology.namespace(router.name)
     with netns.enter(name), rtnetlink.socket("build the WAN of the lab") as rtnl:
         _cable(rtnl, near.name, topology.namespace(ext.name), far.name)
@@ -181,6 +196,47 @@ def _start_services(topology: Topology) -> None:
     started = netns.run(command, name, capture_output=True, text=True, timeout=30)
     if started.returncode != 0:
         raise PlatformError(f"the services of the lab did not start: {started.stderr.strip()}")
+
+
+def start_etcd(topology: Topology, *names: str) -> None:
+    """Start members of the lab's cluster, by default all, and wait until they serve. Those that run stay as they are.
+
+    Raises PlatformError.
+    """
+    members = [each for each in topology.members if not names or each.name in names]
+    for member in members:
+        if etcd_pid(topology, member.name) is None:
+            namespace = topology.namespace(member.name)
+            argv = etcd.command(member, topology.members, STATE_DIRECTORY / namespace / "etcd", topology.prefix)
+            launcher = [sys.executable, "-m", "dnat.lab.etcd", str(_etcd_file(topology, member.name)), *argv]
+            started = netns.run(launcher, namespace, capture_output=True, text=True, timeout=30)
+            if started.returncode != 0:
+                raise PlatformError(f"{member.name} did not start: {started.stderr.strip()}")
+    deadline = time.monotonic() + _ETCD_SECONDS
+    for member in members:
+        with netns.enter(topology.namespace(member.name)):
+            while not etcd.is_healthy(member):
+                if time.monotonic() > deadline:
+                    log = etcd.log_of(_etcd_file(topology, member.name))
+                    raise PlatformError(f"the etcd member {member.name} does not serve; see {log}")
+                time.sleep(0.1)
+
+
+def etcd_pid(topology: Topology, name: str) -> int | None:
+    """The process that is a member; None if it has ended."""
+    return _living(_etcd_file(topology, name), topology.namespace(name))
+
+
+def _etcd_file(topology: Topology, name: str) -> Path:
+    return LAB_DIRECTORY / topology.prefix / f"{name}.pid"
+
+
+def _living(pid_file: Path, namespace: str) -> int | None:
+    try:
+        pid = int(pid_file.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+    return pid if pid in netns.processes([namespace]) else None
 
 
 def _end_processes(namespaces: list[str]) -> None:

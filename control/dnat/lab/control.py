@@ -46,10 +46,12 @@ def up(topology: Topology, say: Say) -> None:
     if builder.build(topology):
         say(f"network built: {len(topology.nodes)} nodes in namespaces {topology.prefix}-…")
     nodes = [node for node in topology.nodes if node.roles]
+    builder.start_etcd(topology)
     servers = [node for node in nodes if "server" in node.roles]
-    hosts = [node for node in nodes if node not in servers]
+    routers = [node for node in nodes if node.roles == ("router",)]
+    hosts = [node for node in nodes if "host" in node.roles]
     with ThreadPoolExecutor(_TOGETHER) as pool:
-        for group in (servers, hosts):
+        for group in (servers, routers, hosts):
             for node, said in zip(group, pool.map(lambda node: _node_up(topology, node), group), strict=True):
                 say(f"{node.name}: {said}")
 
@@ -99,6 +101,9 @@ def _node_up(topology: Topology, node: Node) -> str:
 
 
 def _status(topology: Topology, node: Node) -> NodeStatus:
+    if any(node.name == member.name for member in topology.members):
+        alive = builder.etcd_pid(topology, node.name) is not None
+        return NodeStatus(node, "etcd" if alive else "etcd has ended", alive)
     if not node.roles:
         alive = builder.services_running(topology)
         return NodeStatus(node, "echo and HTTP servers" if alive else "its servers have ended", alive)

@@ -128,7 +128,8 @@ def prepared(topology: Topology, output: Path) -> Iterator[Stage]:
             phones=(*phones, ext),
             captures={
                 **{settings.name: (settings.namespace, "eth0") for settings in (*phones, ext)},
-                "wan": (topology.namespace("router"), "wan"),
+                # With several routers, where the outside is plugged in.
+                "wan": (topology.switch, "ext-wan") if topology.routers > 1 else (topology.namespace("router"), "wan"),
             },
             leased=owners,
             outside=tuple(outside),

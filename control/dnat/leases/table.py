@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import TypeVar
@@ -183,6 +183,19 @@ class LeaseTable:
                 changes.append(self._remove_hold(key))
         return tuple(changes)
 
+    def correct(self, leases: Mapping[int, LeaseRecord | None], holds: Mapping[HoldKey, HoldRecord | None]) -> None:
+        """Make these leases and holds what a store has (None: not there), whatever was decided about them meanwhile."""
+        for lease_id, truth in leases.items():
+            if (record := self._leases.get(lease_id)) is not None:
+                self._remove_lease(record, remember=truth is None)
+        for key in holds:
+            if key in self._holds:
+                self._remove_hold(key)
+        for record in filter(None, leases.values()):
+            self._add_lease(record)
+        for hold in filter(None, holds.values()):
+            self._add_hold(hold)
+
     # Where a range is put
 
     def _place(self, host_id: bytes, want: Want, now: float, choose: Choose) -> tuple[IPv4Address, PortRange]:
@@ -319,22 +332,28 @@ class LeaseTable:
         return (PutLease(record),)
 
     def _end(self, record: LeaseRecord, now: float) -> tuple[Change, ...]:
+        self._remove_lease(record, remember=True)
+        hold = HoldRecord(
+            record.address, record.ports, record.protocol, record.purpose, record.host_id, now + self.hold
+        )
+        self._add_hold(hold)
+        return DropLease(record.id), PutHold(hold)
+
+    def _remove_lease(self, record: LeaseRecord, *, remember: bool) -> None:
+        """``remember``: as what its host had before."""
         vacate(self._space(record.address).leased, record.ports, record.protocol)
         del self._leases[record.id]
         _forget(self._leases_of, record.host_id, record.id)
         _forget(self._leases_at, record.host, record.id)
         if self._transactions.get((record.host_id, record.transaction)) == record.id:
             del self._transactions[record.host_id, record.transaction]
+        if not remember:
+            return
         former: FormerKey = (record.host_id, record.protocol, record.purpose, len(record.ports))
         self._former[former] = (record.address, record.ports)
         self._former.move_to_end(former)
         if len(self._former) > REMEMBERED:
             self._former.popitem(last=False)
-        hold = HoldRecord(
-            record.address, record.ports, record.protocol, record.purpose, record.host_id, now + self.hold
-        )
-        self._add_hold(hold)
-        return DropLease(record.id), PutHold(hold)
 
     def _add_hold(self, hold: HoldRecord) -> None:
         occupy(self._space(hold.address).held, hold.ports, hold.protocol)

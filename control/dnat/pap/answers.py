@@ -9,7 +9,7 @@ from ipaddress import IPv4Address
 from dnat.leases.records import Change
 from dnat.pap.auth import Key
 from dnat.pap.keyring import KeyChange
-from dnat.pap.messages import LeaseInfo, MessageType, Result
+from dnat.pap.messages import LeaseInfo, Message, MessageType, Result
 
 KEPT = 60.0
 """Seconds that an answer is kept."""
@@ -30,6 +30,18 @@ class Step:
     """Changes of the keys; durable before the others."""
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An admitted question, with what it takes to decide it once more."""
+
+    message: Message
+    key: Key | None
+    """What it was sealed with."""
+    new_key: bool
+    """The host is to agree on a new key."""
+    source: Destination
+
+
 @dataclass(slots=True, eq=False)
 class Answer:
     """The outcome of one question. Epoch and lifetimes are filled in when it is sent, each time anew."""
@@ -48,6 +60,10 @@ class Answer:
     """The key that was agreed on, and seals the answer; otherwise that of the question does."""
     key_share: bytes | None = None
     given_at: float = 0.0
+    asked: Asked | None = None
+    """Until it is durable."""
+    counter: str = ""
+    """Under which it was counted."""
     pending: bool = False
     """Its step has been neither committed nor failed."""
 

@@ -171,6 +171,14 @@ class Keyring:
         """Forget keys whose time has come."""
         return tuple(self._drop(key_id) for key_id, until in tuple(self._ending.items()) if until <= now)
 
+    def follow(self, changes: Iterable[KeyChange]) -> None:
+        """Take in what another server has made durable."""
+        for change in changes:
+            if isinstance(change, PutKey):
+                self._put(change.record)
+            elif change.id in self._records:
+                self._drop(change.id)
+
     # Bookkeeping
 
     def new_id(self) -> int:

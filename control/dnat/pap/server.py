@@ -8,7 +8,7 @@ that it took and could not commit, and then `reset_table`. All times are wall-cl
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from ipaddress import IPv4Address
 
@@ -17,7 +17,7 @@ from dnat.leases.errors import LeaseRefused, Refusal
 from dnat.leases.records import Change, LeaseRecord
 from dnat.leases.table import LeaseTable
 from dnat.pap.announcing import Announcing
-from dnat.pap.answers import Answer, AnswerCache, Destination, Step
+from dnat.pap.answers import Answer, AnswerCache, Asked, Destination, Step
 from dnat.pap.auth import Key
 from dnat.pap.backoff import Draw
 from dnat.pap.codec import CodecError, decode, encode
@@ -196,7 +196,7 @@ class Server:
             if isinstance(each, Invalidation):
                 self._invalidations.start(each, now)
             else:
-                each.pending = False
+                each.pending, each.asked = False, None
 
     def failed(self, step: Step, now: float) -> None:
         """The step's changes could not be made durable: its questions are answered STORE_FAILED instead."""
@@ -225,6 +225,34 @@ class Server:
         table.drained = self.table.drained
         self.table = table
 
+    def overtaken(self, steps: Iterable[Step], correct: Callable[[Iterable[Change]], None], now: float) -> None:
+        """Another server changed the leases before these steps, and those not handed out yet, were durable.
+
+        ``correct`` is given every change that they would have made, and takes the table back to what is durable. Then
+        their questions are decided again; nobody is told of the first attempt.
+        """
+        queue, self._queue = [*steps, *self._queue], []
+        undone = {step for step in queue if step.changes and step in self._uncommitted}
+        correct([change for step in queue if step in undone for change in step.changes])
+        for step in queue:
+            if step not in undone:
+                self._queue.append(step)
+                continue
+            self.counters["decided-again"] += 1
+            waiting = self._uncommitted.pop(step)
+            invalidations = tuple(each for each in waiting if isinstance(each, Invalidation))
+            for each in waiting:
+                if isinstance(each, Answer) and each.asked is not None:
+                    self._answers.remove(each)
+                    self.counters[each.counter] -= 1
+                    self._act(each.asked, each.host_id, step.keys, now)
+            if invalidations:
+                named = [info.id for each in invalidations for info in each.leases]
+                changes = [change for lease_id in named for change in self.table.revoke(lease_id, now)[1]]
+                self._put(tuple(changes), list(step.datagrams), invalidations, now, step.keys)
+            elif not waiting and step.keys:
+                self._put((), [], (), now, step.keys)
+
     # Questions
 
     def _asked(self, datagram: bytes, message: Message, source: Destination, now: float) -> None:
@@ -249,13 +277,19 @@ class Server:
                 self._put((), [(self._octets(known, peer.key, source, now), source)], (), now, peer.changes)
             return
         self._expire(now)
-        answer = Answer(message.type, message.host_id, message.transaction)
-        kind = self._decide(message, answer, peer.key, source[0], now)
-        self.counters[f"{kind}-{answer.result.label}"] += 1
+        self._act(Asked(message, peer.key, peer.new_key, source), message.host_id, peer.changes, now)
+
+    def _act(self, asked: Asked, host_id: bytes, keys: tuple[KeyChange, ...], now: float) -> None:
+        """Decide an admitted question; ``keys``: what has to be durable besides."""
+        message, source = asked.message, asked.source
+        answer = Answer(message.type, host_id, message.transaction, asked=asked)
+        kind = self._decide(message, answer, asked.key, source[0], now)
+        answer.counter = f"{kind}-{answer.result.label}"
+        self.counters[answer.counter] += 1
         changes, answer.changes = tuple(answer.changes), []
-        keys, answer.key_changes = (*peer.changes, *answer.key_changes), []
+        keys, answer.key_changes = (*keys, *answer.key_changes), []
         self._answers.put(answer, now)
-        octets = self._octets(answer, peer.key, source, now, new_key=peer.new_key and answer.key is None)
+        octets = self._octets(answer, asked.key, source, now, new_key=asked.new_key and answer.key is None)
         self._put(changes, [(octets, source)], (answer,), now, keys)
 
     def _decide(self, message: Message, answer: Answer, key: Key | None, host: IPv4Address, now: float) -> str:

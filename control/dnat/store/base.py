@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from ipaddress import IPv4Address
+from typing import Protocol, runtime_checkable
 
 from dnat.errors import PlatformError
-from dnat.leases.records import Change, HoldRecord, LeaseRecord
+from dnat.leases.records import Change, HoldKey, HoldRecord, LeaseRecord
 from dnat.store.history import Period, Tenure
+from dnat.types import PortRange
 
 
 class StoreError(PlatformError):
     """The store could not be opened or could not make a change durable."""
+
+
+class StoreConflict(StoreError):
+    """Another server changed the leases first; nothing of this transaction counts. See `SharedStore`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +51,34 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Finish what is under way and let go of the store."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedPool:
+    """What routers have to know of the servers' pool."""
+
+    addresses: tuple[IPv4Address, ...]
+    ports: tuple[PortRange, ...]
+    """All that may be leased."""
+
+
+@runtime_checkable
+class SharedStore(Store, Protocol):
+    """A store that other servers change, too: what rests on leases and holds that have changed since is not written.
+
+    `transact` raises StoreConflict unless the store is as its `foreign` listener was told last: if the listener heard
+    anything after what is to be written was decided, decide again without trying. After a conflict `catch_up`,
+    and take what was decided back to what `lease` and `hold` say.
+    """
+
+    def foreign(self, listener: Watcher) -> None:
+        """Call ``listener`` on the event loop with what other servers have changed."""
+
+    async def catch_up(self) -> None:
+        """Wait until all is known that others have changed by now. Raises StoreError."""
+
+    def lease(self, lease_id: int) -> LeaseRecord | None:
+        """A lease as the store has it."""
+
+    def hold(self, key: HoldKey) -> HoldRecord | None:
+        """A hold as the store has it."""

@@ -24,6 +24,8 @@ CREATE INDEX IF NOT EXISTS history_by_lease ON history (lease, until);
 CREATE INDEX IF NOT EXISTS history_by_address ON history (address, since);
 """
 _COLUMNS = "lease, address, first, last, protocol, purpose, host_id, host, since, until"
+RETENTION = 180 * 86400.0
+"""Seconds; how long records must or may be kept is a matter of law, see ``server.retention_days``."""
 PRUNE_SECONDS = 3600.0
 """How often records beyond the retention are removed."""
 
@@ -56,6 +58,11 @@ class Period:
     """A moment has both ends equal."""
     address: IPv4Address | None = None
     port: int | None = None
+
+    def touches(self, tenure: Tenure) -> bool:
+        """Whether a tenure is asked for."""
+        lasts = tenure.since <= self.until and (tenure.until is None or tenure.until > self.since)
+        return lasts and self.address in (None, tenure.address) and (self.port is None or self.port in tenure.ports)
 
 
 class History:

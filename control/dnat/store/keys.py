@@ -6,10 +6,11 @@ import asyncio
 import os
 import secrets
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from dnat.pap.auth import Key
 from dnat.pap.keyring import DropKey, KeyChange, KeyRecord, KeyState, PutKey
@@ -36,8 +37,29 @@ class KeyStoreState:
     """What cookies are made with: kept, so that a restart of the server makes no host ask anew."""
 
 
-class KeyStore:
+class KeyStore(Protocol):
     """Keys, durable before `transact` returns. All coroutines run on one event loop."""
+
+    async def open(self) -> KeyStoreState:
+        """Open or create the store. Raises StoreError."""
+
+    async def transact(self, changes: Sequence[KeyChange]) -> None:
+        """Make changes durable, all or none. Raises StoreError."""
+
+    async def close(self) -> None:
+        """Finish what is under way and let go of the store."""
+
+
+@runtime_checkable
+class SharedKeyStore(KeyStore, Protocol):
+    """Keys that other servers change, too: `transact` raises StoreError if one of the keys has changed meanwhile."""
+
+    def foreign(self, listener: Callable[[Sequence[KeyChange]], None]) -> None:
+        """Call ``listener`` on the event loop with what other servers have changed."""
+
+
+class SqliteKeyStore:
+    """A `KeyStore` in one file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

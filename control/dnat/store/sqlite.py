@@ -18,14 +18,11 @@ from pathlib import Path
 
 from dnat.leases.records import Change, DropHold, DropLease, HoldRecord, LeaseRecord, PutHold, PutLease
 from dnat.store.base import State, StoreError, Watcher
+from dnat.store.history import RETENTION, History, Period, Tenure, enter, tenures
 from dnat.store.history import SCHEMA as HISTORY_SCHEMA
-from dnat.store.history import History, Period, Tenure, enter, tenures
 from dnat.types import PortRange, Protocol, Purpose
 
 SCHEMA_VERSION = 2
-RETENTION = 180 * 86400.0
-"""Seconds; how long records must or may be kept is a matter of law, see ``server.retention_days``."""
-
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS leases (

@@ -1,0 +1,139 @@
+"""Two port servers that serve at once: what one grants the other never does, and each knows what the other did."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servers import Host, address, serving
+from waiting import eventually
+
+from dnat.pap.messages import Result
+from dnat.store.etcd.client import Cluster
+from dnat.types import PortRange
+
+
+def test_they_know_of_each_others_leases(cluster: Cluster, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with (
+            serving(cluster, 1) as one,
+            serving(cluster, 2) as two,
+            Host(11, (1,), tmp_path) as phone,
+            Host(12, (2,), tmp_path) as other,
+        ):
+            lease = await phone.want(1, 5060)
+            assert lease is not None
+            await eventually(lambda: len(two.records()) == 1, "the other server knows the lease")
+            assert await other.want(1, 5060) is None, "it is taken"
+            assert two.counters["want-port-taken"] == 1
+            await phone.release(lease)
+            await eventually(lambda: not two.records(), "the other server knows that it ended")
+            assert await other.want(1, 5060) is None, "it is on hold"
+            assert two.counters["want-port-held"] == 1
+            assert not one.records()
+
+    asyncio.run(story())
+
+
+def test_a_host_goes_on_with_the_other_server(cluster: Cluster, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with Host(11, (1, 2), tmp_path) as phone, serving(cluster, 2) as two:
+            async with serving(cluster, 1):
+                lease = await phone.want(16)
+                assert lease is not None
+            await phone.release(lease)
+            assert not two.records(), "the server that is left took the lease back"
+            assert phone.leasing.server == address(2)
+            again = await phone.want(16)
+            assert again is not None and again.ports == lease.ports, "and knows what the host had"
+
+    asyncio.run(story())
+
+
+def test_a_lease_taken_back_by_the_other_server_reaches_its_host(cluster: Cluster, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(cluster, 1), serving(cluster, 2) as two, Host(11, (1, 2), tmp_path) as phone:
+            lease = await phone.want(16)
+            assert lease is not None
+            await eventually(lambda: len(two.records()) == 1, "the other server knows the lease")
+            await two.invalidate([lease.id], Result.ADMINISTRATIVE)
+            await eventually(lambda: not phone.ports, "the host has heard")
+            await eventually(lambda: two._core._invalidations.next_deadline is None, "its word has arrived")
+
+    asyncio.run(story())
+
+
+def test_a_key_agreed_with_one_server_is_good_at_the_other(cluster: Cluster, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with (
+            serving(cluster, 1, authentication="tofu") as one,
+            serving(cluster, 2, authentication="tofu") as two,
+            Host(11, (1, 2), tmp_path, key=True) as phone,
+        ):
+            assert await phone.want(16) is not None
+            key = phone.leasing.key
+            assert key is not None
+
+            def state(server: Any) -> str | None:
+                record = server.keyring.get(key.id)
+                return record.state.value if record is not None else None
+
+            await eventually(lambda: state(two) == "active", "the other server knows the key")
+            phone.leasing._ask_another()
+            assert await phone.want(16) is not None
+            assert two.counters["want-success"] == 1
+            await two.change_keys(two.keyring.revoke([key.id]))
+            await eventually(lambda: state(one) == "revoked", "the first server knows that it is revoked")
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_no_port_is_ever_granted_twice(cluster: Cluster, tmp_path: Path, seed: int) -> None:
+    """Hosts of both servers fight for 48 ports, by number and by count, and give them back all the time."""
+    draw = random.Random(seed)
+    held: dict[int, set[int]] = {}
+
+    def take(host: int, ports: PortRange) -> None:
+        taken = set(range(ports.first, ports.last + 1))
+        for other, theirs in held.items():
+            assert not taken & theirs, f"host {host} and host {other} both have {sorted(taken & theirs)}"
+        held.setdefault(host, set()).update(taken)
+
+    async def fight(host: Host, number: int) -> int:
+        granted = 0
+        for _ in range(25):
+            count = draw.choice([1, 2, 4, 8, 16])
+            first = 20000 + draw.randrange(48 - count + 1) if draw.random() < 0.5 else None
+            lease = await host.want(count, first)
+            if lease is None:
+                continue
+            granted += 1
+            take(number, lease.ports)
+            if draw.random() < 0.3:
+                await asyncio.sleep(0.01 * draw.random())
+            held[number] -= set(range(lease.ports.first, lease.ports.last + 1))
+            await host.release(lease)
+        return granted
+
+    async def story() -> None:
+        settings = {"ports": ["20000-20047"], "specific_ports": ["20000-20047"], "hold_down": 0}
+        async with (
+            serving(cluster, 1, **settings) as one,
+            serving(cluster, 2, **settings) as two,
+            contextlib.AsyncExitStack() as stack,
+        ):
+            hosts = [
+                await stack.enter_async_context(Host(number, (1 + number % 2,), tmp_path)) for number in range(11, 19)
+            ]
+            granted = await asyncio.gather(*(fight(host, number) for number, host in enumerate(hosts)))
+            assert sum(granted) > 20
+            again = one.counters["decided-again"] + two.counters["decided-again"]
+            assert again > 0, "the servers never met"
+            await eventually(lambda: not one.records() and not two.records(), "all is given back, both know it")
+
+    asyncio.run(story())
