@@ -85,6 +85,10 @@ class SharedStore(Store, Protocol):
     and take what was decided back to what `lease` and `hold` say.
     """
 
+    @property
+    def reachable(self) -> bool:
+        """Whether changes by others are heard of now."""
+
     def foreign(self, listener: Watcher) -> None:
         """Call ``listener`` on the event loop with what other servers have changed."""
 

@@ -230,17 +230,18 @@ def offence(value: bytes) -> tuple[IPv4Address, IPv4Address, int, Protocol]:
 
 
 class _Snapshot(msgspec.Struct, frozen=True):
+    epoch_start: float
     pool: msgspec.Raw
     leases: dict[str, msgspec.Raw]
 
 
-def snapshot_value(pool: PublishedPool, leases: Iterable[tuple[LeaseRecord, float]]) -> bytes:
+def snapshot_value(epoch_start: float, pool: PublishedPool, leases: Iterable[tuple[LeaseRecord, float]]) -> bytes:
     """What a router keeps in a file: `snapshot` reads it."""
     rows = {lease_name(record.id): msgspec.Raw(lease_value(record, since)) for record, since in leases}
-    return _encoder.encode(_Snapshot(msgspec.Raw(pool_value(pool)), rows))
+    return _encoder.encode(_Snapshot(epoch_start, msgspec.Raw(pool_value(pool)), rows))
 
 
-def snapshot(value: bytes) -> tuple[PublishedPool, Sequence[tuple[LeaseRecord, float]]]:
-    """Pool and leases. Raises ValueError or msgspec.MsgspecError."""
+def snapshot(value: bytes) -> tuple[float, PublishedPool, Sequence[tuple[LeaseRecord, float]]]:
+    """Epoch, pool and leases. Raises ValueError or msgspec.MsgspecError."""
     file = msgspec.json.decode(value, type=_Snapshot)
-    return pool(bytes(file.pool)), [lease(name, bytes(raw)) for name, raw in file.leases.items()]
+    return file.epoch_start, pool(bytes(file.pool)), [lease(name, bytes(raw)) for name, raw in file.leases.items()]
