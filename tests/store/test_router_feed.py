@@ -33,7 +33,7 @@ class Router:
         self.pool: PublishedPool | None = None
         self.owners: dict[int, LeaseRecord] = {}
         self.refreshed = 0
-        self.lost = feed.lost
+        self.lost = False
 
     def changed(self, changes: Sequence[Change]) -> None:
         for change in changes:
@@ -56,6 +56,7 @@ async def following(cluster: Cluster, path: Path, name: str = "10.66.0.1") -> As
     router = Router(feed)
     try:
         router.pool, records = await feed.open()
+        router.lost = feed.lost
         router.owners = {record.id: record for record in records}
         feed.start(router.changed, router.refresh)
         yield router
@@ -64,9 +65,9 @@ async def following(cluster: Cluster, path: Path, name: str = "10.66.0.1") -> As
 
 
 @contextlib.asynccontextmanager
-async def stored(cluster: Cluster, pool: PublishedPool = POOL) -> AsyncIterator[EtcdStore]:
+async def stored(cluster: Cluster, pool: PublishedPool = POOL, now: float = 1.0) -> AsyncIterator[EtcdStore]:
     store = EtcdStore(cluster, pool)
-    await store.open(1.0)
+    await store.open(now)
     try:
         yield store
     finally:
@@ -261,5 +262,5 @@ async def stored_soon(cluster: Cluster) -> AsyncIterator[EtcdStore]:
             await client.get(b"nothing")
             await client.close()
             break
-    async with stored(cluster) as store:
+    async with stored(cluster, now=2.0) as store:
         yield store

@@ -64,7 +64,7 @@ class RouterRole:
         self._offence = offence
         self._owners: dict[int, Owner] = {}
         self._tasks: list[asyncio.Task[Any]] = []
-        self._keep = False
+        self._keep = self._settling = False
         self._plane: RouterPlane
         # The privileged thread learns addresses while the event loop carries in leases.
         self._plane_lock = threading.Lock()
@@ -97,9 +97,10 @@ class RouterRole:
 
         async def wait_and_forget() -> None:
             await asyncio.sleep(seconds)
-            self._keep = False
+            self._keep = self._settling = False
             await self._privileged.run(self._fill)
 
+        self._settling = True
         self._start(wait_and_forget())
 
     def summary(self) -> str:
@@ -118,9 +119,9 @@ class RouterRole:
         """
         self._externals, self._leasable = pool.addresses, pool.ports
         self._own(records)
-        self._keep = lost
         if lost:
             self.settle(LEARN_SECONDS)
+        self._keep = self._settling
         self._start(self._refill(done))
 
     async def _refill(self, done: Callable[[], None]) -> None:

@@ -68,12 +68,10 @@ class EtcdStore:
         self._deferred = []
         epoch, pool = self._path("table", "epoch"), self._path("table", "pool")
         await self._client.transact([unchanged(epoch, 0)], [put(epoch, repr(now).encode())])
-        pairs, header = await self._client.read(self._path("table", ""))
-        if self._mirror.cluster not in (0, header.cluster_id):
-            raise self._made_anew()
-        self._mirror.read(pairs, header)
+        self._mirror.read(*await self._client.read(self._path("table", "")))
         self._epoch = self._epoch if self._epoch is not None else self._mirror.epoch_start
-        self._raise_if_made_anew()
+        if self._mirror.epoch_start != self._epoch:
+            raise self._made_anew()
         if self._mirror.pool != self._pool:
             await self._client.transact([], [put(pool, layout.pool_value(self._pool))])
         await self._live.follower.read()
@@ -127,11 +125,10 @@ class EtcdStore:
         self._listeners.append(listener)
 
     async def catch_up(self) -> None:
-        pair, header = await self._client.get(self._path("table", "fence"))
-        if header.cluster_id != self._mirror.cluster:
+        epoch, _ = await self._client.get(self._path("table", "epoch"))
+        if epoch is None or epoch.value != repr(self._epoch).encode():
             raise self._made_anew()
-        if pair is None:
-            await self._follower.read()
+        pair, _ = await self._client.get(self._path("table", "fence"))
         try:
             async with asyncio.timeout(CATCH_UP_SECONDS):
                 while pair is not None and self._mirror.fence < pair.mod_revision:
@@ -139,7 +136,6 @@ class EtcdStore:
                     await self._moved.wait()
         except TimeoutError:
             await self._follower.read()
-        self._raise_if_made_anew()
 
     def lease(self, lease_id: int) -> LeaseRecord | None:
         return self._mirror.leases.get(lease_id)
@@ -175,16 +171,10 @@ class EtcdStore:
         def take() -> list[Change]:
             return [] if header.revision < self._mirror.revision else self._mirror.read(pairs, header)
 
-        if self._mirror.cluster not in (0, header.cluster_id):
-            raise self._made_anew()
         self._later(take)
 
     def heard(self, events: Sequence[Any]) -> None:
         self._later(lambda: self._mirror.events(events))
-
-    def _raise_if_made_anew(self) -> None:
-        if self._mirror.epoch_start != self._epoch:
-            raise self._made_anew()
 
     @staticmethod
     def _made_anew() -> StoreError:
