@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address
+
+parse_address = lru_cache(maxsize=16384)(IPv4Address)
+"""For text that names few addresses very often: parsing takes long."""
 
 
 class Protocol(enum.IntEnum):

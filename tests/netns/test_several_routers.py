@@ -191,6 +191,7 @@ def test_a_machine_that_boots_without_the_store_routes(wide: Lab) -> None:
     router.dnatctl("down")
     router.dnatctl("up")
     assert _owned(wide, "router2") == owned
+    assert "the lease store does not answer" in router.dnatctl("doctor", code=None).stdout
     assert _reachable(wide) == [*HOSTS]
     builder.start_etcd(wide.topology)
     eventually(lambda: _answers(wide), "servers answer again", seconds=PATIENCE)

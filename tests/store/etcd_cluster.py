@@ -6,7 +6,6 @@ import asyncio
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from aetcd import rpc
 
-from dnat.lab.etcd import Member, command, launch
+from dnat.lab.etcd import command, launch, on_the_loopback
 from dnat.store import StoreError
 from dnat.store.etcd.client import Cluster, EtcdClient
 
@@ -31,7 +30,7 @@ class EtcdCluster:
         self._directory = directory
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         self._tls = tls
-        self.members = [Member(f"m{number}", "127.0.0.1", *_free_ports()) for number in range(1 if tls else 3)]
+        self.members = on_the_loopback(1 if tls else 3)
 
     def start(self, *numbers: int) -> None:
         for number in numbers or range(3):
@@ -86,11 +85,3 @@ async def _serves(cluster: Cluster) -> bool:
     finally:
         await client.close()
     return True
-
-
-def _free_ports() -> tuple[int, int]:
-    """Two ports that nobody uses now."""
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        return one.getsockname()[1], other.getsockname()[1]

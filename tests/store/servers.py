@@ -42,7 +42,7 @@ async def serving(cluster: Cluster, number: int, **settings: Any) -> AsyncIterat
     leasable = pool(configured)
     store = EtcdStore(cluster, PublishedPool(leasable.addresses, leasable.ranges))
     role = ServerRole(
-        configured, store, EtcdKeyStore(cluster), LanAddress("lo", address(number), LOOPBACK), time.time() + 1
+        configured, store, EtcdKeyStore(cluster), LanAddress("lo", address(number), LOOPBACK), time.time() + 60.0
     )
     store.on_offence(role.offence)
     await role.load()
@@ -66,12 +66,13 @@ class Host:
             tuple(map(address, servers)),
             name.with_suffix(".leases"),
             lambda: None,
+            lambda _: None,
             credentials,
             name.with_suffix(".key"),
         )
 
     async def __aenter__(self) -> Host:
-        await self.leasing.open(self.address, "lo")
+        await self.leasing.open(self.address, "lo", None)
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -16,9 +17,9 @@ from test_contract import OTHER, PHONE, POOL, RECORD
 from waiting import eventually
 
 from dnat.leases.records import Change, DropLease, LeaseRecord, PutLease
-from dnat.store import PublishedPool, StoreError
+from dnat.store import PublishedPool, StoreConflict, StoreError
 from dnat.store.etcd import layout
-from dnat.store.etcd.client import Cluster, EtcdClient, put
+from dnat.store.etcd.client import Cluster, EtcdClient, delete, end_of, put
 from dnat.store.etcd.feed import RouterFeed
 from dnat.store.etcd.store import EtcdStore
 from dnat.types import PortRange, Protocol
@@ -32,6 +33,7 @@ class Router:
         self.pool: PublishedPool | None = None
         self.owners: dict[int, LeaseRecord] = {}
         self.refreshed = 0
+        self.lost = False
 
     def changed(self, changes: Sequence[Change]) -> None:
         for change in changes:
@@ -40,8 +42,10 @@ class Router:
             elif isinstance(change, DropLease):
                 self.owners.pop(change.id, None)
 
-    def refresh(self, pool: PublishedPool, records: Sequence[LeaseRecord], done: Callable[[], None]) -> None:
-        self.pool, self.owners = pool, {record.id: record for record in records}
+    def refresh(
+        self, pool: PublishedPool, records: Sequence[LeaseRecord], lost: bool, done: Callable[[], None]
+    ) -> None:
+        self.pool, self.owners, self.lost = pool, {record.id: record for record in records}, lost
         self.refreshed += 1
         done()
 
@@ -52,6 +56,7 @@ async def following(cluster: Cluster, path: Path, name: str = "10.66.0.1") -> As
     router = Router(feed)
     try:
         router.pool, records = await feed.open()
+        router.lost = feed.lost
         router.owners = {record.id: record for record in records}
         feed.start(router.changed, router.refresh)
         yield router
@@ -60,9 +65,9 @@ async def following(cluster: Cluster, path: Path, name: str = "10.66.0.1") -> As
 
 
 @contextlib.asynccontextmanager
-async def stored(cluster: Cluster, pool: PublishedPool = POOL) -> AsyncIterator[EtcdStore]:
+async def stored(cluster: Cluster, pool: PublishedPool = POOL, now: float = 1.0) -> AsyncIterator[EtcdStore]:
     store = EtcdStore(cluster, pool)
-    await store.open(1.0)
+    await store.open(now)
     try:
         yield store
     finally:
@@ -166,6 +171,7 @@ def test_a_watch_goes_on_where_it_was(mortal_etcd: EtcdCluster, prefix: str, tmp
                 mortal_etcd.start(0)
                 await eventually(lambda: router.owners == store._mirror.leases, "the router knows all")
                 assert router.refreshed == (1 if compact else 0)
+                assert not router.lost
                 await store.transact([PutLease(RECORD), DropLease(1)])
                 await eventually(lambda: router.owners == store._mirror.leases, "and what follows")
 
@@ -205,29 +211,46 @@ def test_while_the_store_is_away_the_file_does(mortal_etcd: EtcdCluster, prefix:
 
 def test_a_cluster_that_was_made_anew_is_noticed(mortal_etcd: EtcdCluster, prefix: str, tmp_path: Path) -> None:
     cluster = mortal_etcd.cluster(prefix)
+    file, old_file = tmp_path / "file", tmp_path / "old"
 
     async def story() -> None:
-        async with following_after_grants(cluster, tmp_path / "file") as router:
+        async with stored(cluster) as former, following(cluster, file) as router:
+            for number in range(1, 6):
+                await former.transact([PutLease(replace(RECORD, id=number, ports=PortRange(number, number)))])
+            await eventually(file.exists, "the router has its file")
+            shutil.copy(file, old_file)
             mortal_etcd.kill()
             await eventually(lambda: not router.feed.describe()["reachable"], "the router notices")
             mortal_etcd.wipe()
             mortal_etcd.start()
             async with stored_soon(cluster) as store:
-                await eventually(lambda: router.refreshed and not router.owners, "nobody owns anything any more")
+                await eventually(lambda: router.refreshed and not router.owners, "no lease stands any more")
+                assert router.lost, "so that owners stay in the maps until hosts have registered"
                 await store.transact([PutLease(RECORD)])
                 await eventually(lambda: router.owners == {RECORD.id: RECORD}, "the router follows the new one")
+            with pytest.raises(StoreConflict):
+                await former.transact([PutLease(RECORD)])
+            for again in (former.catch_up(), former.open(1.0)):
+                with pytest.raises(StoreError, match="restart the server"):
+                    await again
+            async with following(cluster, old_file, "10.66.0.2") as another:
+                assert another.lost and not another.feed.from_file, "a router that starts only now knows by its file"
 
     asyncio.run(story())
     mortal_etcd.wait()
 
 
-@contextlib.asynccontextmanager
-async def following_after_grants(cluster: Cluster, path: Path) -> AsyncIterator[Router]:
-    async with stored(cluster) as store, following(cluster, path) as router:
-        for number in range(1, 6):
-            await store.transact([PutLease(replace(RECORD, id=number, ports=PortRange(number, number)))])
-        await store.close()
-        yield router
+def test_keys_removed_by_hand_are_no_reason_to_grant_twice(cluster: Cluster) -> None:
+    async def story() -> None:
+        async with stored(cluster) as store:
+            await store.transact([PutLease(RECORD)])
+            await store._client.transact([], [delete(cluster.path(""), end_of(cluster.path("")))])
+            with pytest.raises(StoreConflict):
+                await store.transact([PutLease(replace(RECORD, id=1))])
+            with pytest.raises(StoreError, match="restart the server"):
+                await store.catch_up()
+
+    asyncio.run(story())
 
 
 @contextlib.asynccontextmanager
@@ -239,5 +262,5 @@ async def stored_soon(cluster: Cluster) -> AsyncIterator[EtcdStore]:
             await client.get(b"nothing")
             await client.close()
             break
-    async with stored(cluster) as store:
+    async with stored(cluster, now=2.0) as store:
         yield store

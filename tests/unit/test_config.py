@@ -86,6 +86,14 @@ def test_a_router_with_its_server() -> None:
             },
             "router.wan: the role",
         ),
+        ({"roles": ["router"], "router": {"lan": "l", "wan": "w"}}, 'roles: "router" needs "server" beside it'),
+        ({"host": {"server": ["10.0.0.1", "x"]}}, 'host.server: "x" is not an IPv4 address'),
+        ({"host": {"server": 5}}, "host.server: 5 is not allowed; write an IPv4 address in quotes, or a list of them"),
+        ({"store": {"kind": "etcd"}}, 'store.endpoints: "etcd" needs its members here'),
+        ({"store": {"endpoints": ["10.0.0.7"]}}, 'store.endpoints: "10.0.0.7" is no member'),
+        ({"store": {"prefix": "dnat"}}, "store.prefix: 'dnat' is not allowed"),
+        ({"store": {"certificate": "/c"}}, "store.key: certificate and key are given together"),
+        ({"store": {"certificate": "/c", "key": "/k"}}, "store.ca: a certificate is shown over TLS only"),
     ],
 )
 def test_a_mistake_is_explained(raw: dict[str, Any], message: str) -> None:
@@ -112,7 +120,7 @@ def test_every_key_is_documented() -> None:
     text = (Path(__file__).parents[2] / "docs/configuration.md").read_text()
     sections = dict(re.findall(r"^##+ `\[([a-z.]+)\]`\n(.*?)(?=^##|\Z)", text, re.M | re.S))
     config = load(None)
-    for table in ("host", "host.timers", "server", "router", "sip", "metrics"):
+    for table in ("host", "host.timers", "server", "router", "sip", "store", "metrics"):
         settings = attrgetter(table)(config)
         for key in settings.__struct_fields__:
             default = getattr(settings, key)

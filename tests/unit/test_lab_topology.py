@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import tomllib
 from ipaddress import IPv4Address, IPv4Network
+from typing import Any
 
 import pytest
 
+from dnat.config import parse
 from dnat.errors import UsageError
 from dnat.lab.topology import Topology, belongs
 
@@ -42,6 +44,48 @@ def test_the_external_address_is_routed_to_the_router_or_its_own() -> None:
             "router": {"lan": "lan", "wan": "wan"},
         }
         assert lab.node("phone1").configuration is None
+
+
+def test_routers_and_servers_on_machines_of_their_own() -> None:
+    lab = Topology(phones=3, routers=2, servers=2)
+    addresses = {node.name: str(node.address) for node in lab.nodes}
+    assert addresses == {
+        "etcd1": "10.66.0.7",
+        "etcd2": "10.66.0.8",
+        "etcd3": "10.66.0.9",
+        "server": "10.66.0.5",
+        "server2": "10.66.0.6",
+        "router": "10.66.0.1",
+        "router2": "10.66.0.2",
+        "ext": "203.0.113.2",
+        "phone1": "10.66.0.11",
+        "phone2": "10.66.0.12",
+        "phone3": "10.66.0.13",
+        "sip": "10.66.0.20",
+    }
+    wan = {node.name: str(port.address.ip) for node in lab.nodes for port in node.ports if port.segment == "wan"}
+    assert wan == {"router": "203.0.113.1", "router2": "203.0.113.3", "ext": "203.0.113.2"}
+    assert [str(gateway) for _, gateway in lab.node("ext").routes] == ["203.0.113.1", "203.0.113.3"]
+    gateways = {name: str(lab.node(name).routes[0][1]) for name in ("phone1", "phone2", "phone3")}
+    assert gateways == {"phone1": "10.66.0.1", "phone2": "10.66.0.2", "phone3": "10.66.0.1"}
+    endpoints = [f"10.66.0.{n}:2379" for n in (7, 8, 9)]
+    for node in lab.nodes:
+        assert belongs(lab.namespace(node.name), "dnat")
+        if node.configuration is not None:
+            config = parse(tomllib.loads(node.configuration), node.name)
+            assert tuple(config.roles) == node.roles
+            if node.roles == ("host",):
+                assert config.host.servers == ("10.66.0.5", "10.66.0.6")
+            else:
+                assert (config.store.kind, config.store.endpoints) == ("etcd", endpoints)
+
+
+@pytest.mark.parametrize(
+    "shape", [{"routers": 2}, {"routers": 5, "servers": 1}, {"servers": 3}, {"servers": 1, "own_address": True}]
+)
+def test_impossible_shapes(shape: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        Topology(**shape)
 
 
 @pytest.mark.parametrize("phones", [1, 9, 10, 100])

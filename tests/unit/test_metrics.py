@@ -32,6 +32,7 @@ MEASURED = Measured(
     epoch_start=1.0,
     owned={"198.51.100.1": 97},
     sip_running=True,
+    store_reachable=False,
     sip_restarts=2,
     connections=5,
     program_leases=6,
@@ -58,6 +59,7 @@ def test_every_figure_is_there() -> None:
     assert samples["dnat_keys", "active"] == 1
     assert samples["dnat_holds",] == 4
     assert samples["dnat_owned_ports", "198.51.100.1"] == 97
+    assert samples["dnat_store_reachable",] == 0
     assert (samples["dnat_sip_running",], samples["dnat_sip_restarts_total",]) == (1, 2)
     assert (samples["dnat_api_connections",], samples["dnat_program_leases",]) == (5, 6)
     assert not any(name[0] == "dnat_bindings" for name in samples), "a server translates nothing"
@@ -68,7 +70,7 @@ def test_every_figure_is_documented() -> None:
     everything = replace(MEASURED, bindings=1)
     table = (Path(__file__).parents[2] / "docs/operation.md").read_text()
     names = {name[0] for name in read(exposition(everything, ["server"]))}
-    assert len(names) == 15
+    assert len(names) == 16
     assert [name for name in names if f"`{name}`" not in table] == []
     fields = {each.name for each in dataclass_fields(Measured)}
     assert [name for name in fields if getattr(everything, name) in (None, {}, [])] == []

@@ -8,7 +8,7 @@ from typing import Any, Self
 from dnat.config import Config
 from dnat.daemon.privileged import Privileged
 from dnat.daemon.router import RouterRole
-from dnat.daemon.server import LanAddress, ServerRole
+from dnat.daemon.server import LEARN_SECONDS, LanAddress, ServerRole
 from dnat.errors import PlatformError
 from dnat.instance import Instance
 from dnat.leases.pool import Pool
@@ -44,7 +44,9 @@ class ClusteredRouter:
         feed = RouterFeed(cluster(config), name, instance.router_leases)
         pool, records = await feed.open()
         role = RouterRole(instance, config.router, privileged, pool.addresses, pool.ports, feed.report)
-        await role.start(records, keep=feed.from_file)
+        await role.start(records, keep=feed.from_file or feed.lost)
+        if feed.lost:
+            role.settle(LEARN_SECONDS)
         feed.start(role.follow, role.refill)
         return cls(role, feed)
 

@@ -49,6 +49,8 @@ class Measured:
     connections: int | None = None
     """Of the local API."""
     program_leases: int | None = None
+    store_reachable: bool | None = None
+    """None with a store of this machine's own."""
 
 
 Measure = Callable[[], Awaitable[Measured]]
@@ -95,6 +97,7 @@ def families(measured: Measured, roles: Iterable[str]) -> Iterator[object]:
         ("dnat_program_leases", "Leases that belong to a program.", measured.program_leases),
         ("dnat_api_connections", "Clients of the local API.", measured.connections),
         ("dnat_sip_running", "Whether the SIP server runs.", measured.sip_running),
+        ("dnat_store_reachable", "Whether the shared lease store answers.", measured.store_reachable),
     ):
         if value is not None:
             yield GaugeMetricFamily(name, text, value)

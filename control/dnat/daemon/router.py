@@ -14,6 +14,7 @@ from dnat.daemon import attachments
 from dnat.daemon.fast_path import FastPath
 from dnat.daemon.owners import describe_owner
 from dnat.daemon.privileged import Privileged
+from dnat.daemon.server import LEARN_SECONDS
 from dnat.dataplane import loader
 from dnat.dataplane.attach import Direction
 from dnat.dataplane.router import Offence, RouterPlane
@@ -63,7 +64,7 @@ class RouterRole:
         self._offence = offence
         self._owners: dict[int, Owner] = {}
         self._tasks: list[asyncio.Task[Any]] = []
-        self._keep = False
+        self._keep = self._settling = False
         self._plane: RouterPlane
         # The privileged thread learns addresses while the event loop carries in leases.
         self._plane_lock = threading.Lock()
@@ -96,9 +97,10 @@ class RouterRole:
 
         async def wait_and_forget() -> None:
             await asyncio.sleep(seconds)
-            self._keep = False
+            self._keep = self._settling = False
             await self._privileged.run(self._fill)
 
+        self._settling = True
         self._start(wait_and_forget())
 
     def summary(self) -> str:
@@ -110,11 +112,16 @@ class RouterRole:
         reason = self._fast_path.reason
         return {"lan": self._lan, "wan": self._wan, "path": "tc" if reason else "xdp", "reason": reason}
 
-    def refill(self, pool: PublishedPool, records: Sequence[LeaseRecord], done: Callable[[], None]) -> None:
-        """The pool has changed, or changes were missed: this is how it is. ``done`` is called when the maps have it."""
+    def refill(self, pool: PublishedPool, records: Sequence[LeaseRecord], lost: bool, done: Callable[[], None]) -> None:
+        """The pool has changed, or changes were missed: this is how it is. ``done`` is called when the maps have it.
+
+        ``lost``: the store is new, so owners beyond these stay until hosts have had the time to register.
+        """
         self._externals, self._leasable = pool.addresses, pool.ports
         self._own(records)
-        self._keep = False
+        if lost:
+            self.settle(LEARN_SECONDS)
+        self._keep = self._settling
         self._start(self._refill(done))
 
     async def _refill(self, done: Callable[[], None]) -> None:

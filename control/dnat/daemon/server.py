@@ -29,7 +29,7 @@ from dnat.pap.limits import Rate
 from dnat.pap.messages import SERVER_PORT, Result
 from dnat.pap.policy import Policy, Reservation
 from dnat.pap.server import Server
-from dnat.store import KeyStore, Period, State, Store, StoreConflict, StoreError, Tenure
+from dnat.store import KeyStore, Period, SharedStore, State, Store, StoreConflict, StoreError, Tenure
 from dnat.types import PortRange, Protocol
 
 if TYPE_CHECKING:
@@ -214,6 +214,8 @@ class ServerRole:
         into.holds = len(table.holds)
         into.keys = dict(Counter(record.state.value for record in keyring))
         into.epoch_start = self._epoch_start
+        if isinstance(self._store, SharedStore):
+            into.store_reachable = self._store.reachable
 
     async def tenures(self, period: Period) -> list[Tenure]:
         """What the log of blocks says. Raises StoreError."""

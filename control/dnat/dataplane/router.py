@@ -8,6 +8,7 @@ import functools
 import operator
 import os
 import struct
+import sys
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,6 +29,17 @@ _NOBODY = abi.PortOwner()
 _UNSPECIFIED = IPv4Address(0)
 _MTU_MAX = 65535
 _LEASED_CLASSES = (abi.PortClass.TCP, abi.PortClass.UDP, abi.PortClass.ICMP)
+
+
+def _ones(classes: Iterable[int]) -> int:
+    """A ``struct owner`` as a number, with 1 for each of the classes."""
+    owner = abi.PortOwner()
+    for port_class in classes:
+        owner.host[port_class] = 1
+    return int.from_bytes(bytes(owner), sys.byteorder)
+
+
+_ONES = {protocol: _ones(classes) for protocol, classes in abi.CLASSES_OF.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,20 +177,21 @@ class RouterPlane(Plane):
 
         Raises UsageError: an address that is not configured, or more hosts than HOSTS_MAX.
         """
-        wanted: dict[IPv4Address, bytearray] = {
-            external: bytearray(len(bytes(_NOBODY)) * 65536) for external in self.externals()
-        }
+        wanted = {int(external): array("Q", bytes(8 * 65536)) for external in self.externals()}
+        indexes: dict[int, int] = {}
         for owner in owners:
-            if owner.address not in wanted:
+            table = wanted.get(int(owner.address))
+            if table is None:
                 raise UsageError(f"{owner.address} is not an external address of this router")
-            index = self._index_of(owner.host)
+            host = int(owner.host)
+            if host not in indexes:
+                indexes[host] = self._index_of(owner.host)
+            word, mask = indexes[host] * _ONES[owner.protocol], 0xFFFF * _ONES[owner.protocol]
             for port in range(owner.ports.first, owner.ports.last + 1):
-                for port_class in abi.CLASSES_OF[owner.protocol]:
-                    struct.pack_into("=H", wanted[owner.address], port * 8 + port_class * 2, index)
-        for external, table in wanted.items():
-            with _inner(self._maps["owners"], external) as ports:
+                table[port] = table[port] & ~mask | word
+        for number, following in wanted.items():
+            with _inner(self._maps["owners"], IPv4Address(number)) as ports:
                 present = array("Q", ports.dump()[1])
-                following = array("Q", bytes(table))
                 ports.put_many(
                     {
                         index_key(port): struct.pack("=Q", following[port])

@@ -29,6 +29,15 @@ def daemon(patient: Patient) -> Iterator[Finding]:
     if patient.is_host and not patient.shown["leases"]:
         yield Finding("daemon", "fail", "up, but without ports", "look at the server, and at the daemon's log")
         return
+    store = patient.shown.get("router", {}).get("store")
+    if store is not None and not store["reachable"]:
+        yield Finding(
+            "daemon",
+            "warn",
+            "up, but the lease store does not answer: this router forwards by what it knew last",
+            "look at the etcd members in store.endpoints, and at the daemon's log",
+        )
+        return
     yield Finding("daemon", "ok", f"up as {', '.join(patient.shown['roles'])}")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -34,6 +36,16 @@ class Member:
     @property
     def peer(self) -> str:
         return f"http://{self.address}:{self.peer_port}"
+
+
+def on_the_loopback(count: int = 3) -> list[Member]:
+    """Members on this machine, at ports that nobody uses now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(2 * count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        ports = [each.getsockname()[1] for each in sockets]
+    return [Member(f"m{n}", "127.0.0.1", ports[2 * n], ports[2 * n + 1]) for n in range(count)]
 
 
 def command(member: Member, members: Sequence[Member], data: Path, token: str) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from dnat.leases.records import Change, DropLease, LeaseRecord, PutLease
-from dnat.types import PortRange, Protocol, Purpose
+from dnat.types import PortRange, Protocol, Purpose, parse_address
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS history (
@@ -79,7 +79,7 @@ class History:
         """Take up the log."""
         self._pending = {}
         self._holders = {
-            int.from_bytes(lease): IPv4Address(host)
+            int.from_bytes(lease): parse_address(host)
             for lease, host in database.execute("SELECT lease, host FROM history WHERE until IS NULL")
         }
 

@@ -17,10 +17,10 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from dnat.leases.records import Change, DropHold, DropLease, HoldRecord, LeaseRecord, PutHold, PutLease
-from dnat.store.base import State, StoreError, Watcher
+from dnat.store.base import State, StoreError, Watcher, many_records
 from dnat.store.history import RETENTION, History, Period, Tenure, enter, tenures
 from dnat.store.history import SCHEMA as HISTORY_SCHEMA
-from dnat.types import PortRange, Protocol, Purpose
+from dnat.types import PortRange, Protocol, Purpose, parse_address
 
 SCHEMA_VERSION = 2
 _SCHEMA = """
@@ -76,8 +76,7 @@ class SqliteStore:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._close()
-            if self.path.exists():
-                self._examine()
+            examined = self._examine() if self.path.exists() else None
             try:
                 self._database = database = _connect(self.path)
             except sqlite3.OperationalError:
@@ -88,7 +87,7 @@ class SqliteStore:
             if version < SCHEMA_VERSION:
                 self._bring_up_to_date(database, version, now)
             self._history.open(database)
-            return self._read(database)
+            return examined or self._read(database)
         except sqlite3.OperationalError as error:
             raise StoreError(f"the lease store {self.path} cannot be opened: {error}") from None
         except (sqlite3.DatabaseError, ValueError) as error:
@@ -100,19 +99,22 @@ class SqliteStore:
         except OSError as error:
             raise StoreError(f"the lease store {self.path} cannot be made: {error}") from None
 
-    def _examine(self) -> None:
-        """Read everything once without the right to write: merely closing a file would carry its log into it."""
+    def _examine(self) -> State | None:
+        """Read everything without the right to write: merely closing a file would carry its log into it.
+
+        None where it is of another schema that can be brought up to date.
+        """
         try:
-            self._examine_file(self.path)
+            return self._examine_file(self.path)
         except sqlite3.OperationalError:
             # Even readers need room for the index of the log. Where the disk has none, memory has.
             with tempfile.TemporaryDirectory(prefix="dnat-", dir="/dev/shm") as directory:
                 for path in self.path.parent.glob(f"{self.path.name}*"):
                     if path.name in (self.path.name, f"{self.path.name}-wal"):
                         shutil.copy(path, directory)
-                self._examine_file(Path(directory) / self.path.name)
+                return self._examine_file(Path(directory) / self.path.name)
 
-    def _examine_file(self, path: Path) -> None:
+    def _examine_file(self, path: Path) -> State | None:
         database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
         with contextlib.closing(database):
             (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
@@ -120,12 +122,13 @@ class SqliteStore:
                 raise sqlite3.DatabaseError(verdict)
             (version,) = database.execute("PRAGMA user_version").fetchone()
             if version == SCHEMA_VERSION:
-                self._read(database)
-            elif version not in (0, 1):
+                return self._read(database)
+            if version not in (0, 1):
                 raise StoreError(
                     f"the lease store {self.path} was written by another version of dnat (schema {version}, this one"
                     f" reads {SCHEMA_VERSION}): run that version, or move the file away to start afresh"
                 )
+        return None
 
     def _bring_up_to_date(self, database: sqlite3.Connection, version: int, now: float) -> None:
         """Make the tables, or those that the first schema lacks, whose leases enter the log as they stand."""
@@ -142,7 +145,8 @@ class SqliteStore:
 
     @staticmethod
     def _read(database: sqlite3.Connection) -> State:
-        records = tuple(map(_record, database.execute(f"SELECT {_LEASE_COLUMNS} FROM leases")))
+        with many_records():
+            records = tuple(map(_record, database.execute(f"SELECT {_LEASE_COLUMNS} FROM leases")))
         holds = tuple(
             HoldRecord(
                 IPv4Address(address), PortRange(first, last), Protocol(protocol), Purpose(purpose), host_id, until
@@ -207,12 +211,12 @@ def _record(row: tuple[bytes, str, int, int, int, int, bytes, str, bytes, float,
     id_, address, first, last, protocol, purpose, host_id, host, transaction, granted_at, expires_at = row
     return LeaseRecord(
         id=int.from_bytes(id_),
-        address=IPv4Address(address),
+        address=parse_address(address),
         ports=PortRange(first, last),
         protocol=Protocol(protocol),
         purpose=Purpose(purpose),
         host_id=host_id,
-        host=IPv4Address(host),
+        host=parse_address(host),
         transaction=int.from_bytes(transaction),
         granted_at=granted_at,
         expires_at=expires_at,

@@ -244,6 +244,13 @@ def unchanged(key: bytes, revision: int) -> Any:
     )
 
 
+def equals(key: bytes, value: bytes) -> Any:
+    """That a key has this value."""
+    return rpc.Compare(
+        key=key, target=rpc.Compare.CompareTarget.VALUE, result=rpc.Compare.CompareResult.EQUAL, value=value
+    )
+
+
 def _raise_if_cancelled(error: BaseException) -> None:
     """If it is the caller's task that is to end, and not the channel that was closed."""
     task = asyncio.current_task()

@@ -24,8 +24,8 @@ from dnat.types import Protocol
 
 log = logging.getLogger(__name__)
 
-Refresh = Callable[[PublishedPool, Sequence[LeaseRecord], Callable[[], None]], None]
-"""Pool, leases, and what to call when they are in the maps."""
+Refresh = Callable[[PublishedPool, Sequence[LeaseRecord], bool, Callable[[], None]], None]
+"""Pool, leases, whether the store was lost and is new, and what to call when they are in the maps."""
 SAVE_SECONDS = 1.0
 """Changes of the leases are saved in a file so much later, all of that time together."""
 OFFENCE_SECONDS = 1.0
@@ -46,6 +46,8 @@ class RouterFeed:
         self._follower = Follower(self._client, self._path("table", ""), self)
         self._changed: Watcher = lambda _: None
         self._refresh: Refresh = lambda *_: None
+        self._epoch: float | None = None
+        """When the store began that the maps are filled from."""
         self._save_due: asyncio.TimerHandle | None = None
         self._saving = asyncio.Lock()
         self._news = asyncio.Event()
@@ -55,6 +57,8 @@ class RouterFeed:
         self._reported = 0
         self.from_file = False
         """Whether `open` had to do with the file."""
+        self.lost = False
+        """Whether `open` found another store than the one that the file was made from."""
 
     async def open(self) -> tuple[PublishedPool, Sequence[LeaseRecord]]:
         """The pool and the leases: the cluster's, or those of the file when that is away.
@@ -65,12 +69,14 @@ class RouterFeed:
         try:
             await self._say_present()
             self._mirror.read(*await self._client.read(self._path("table", "")))
+            self.lost = self._epoch_of_file() not in (None, self._mirror.epoch_start)
         except StoreError as error:
             self._load_file(error)
         if self._mirror.pool is None:
             raise StoreError(
                 "the lease store says nothing of a pool yet: start a port server that uses it, with this store.prefix"
             )
+        self._epoch = self._mirror.epoch_start
         return self._mirror.pool, tuple(self._mirror.leases.values())
 
     def start(self, changed: Watcher, refresh: Refresh) -> None:
@@ -140,7 +146,8 @@ class RouterFeed:
 
     def _refreshed(self) -> None:
         if self._mirror.pool is not None:
-            self._refresh(self._mirror.pool, tuple(self._mirror.leases.values()), self._news.set)
+            lost, self._epoch = self._mirror.epoch_start != self._epoch, self._mirror.epoch_start
+            self._refresh(self._mirror.pool, tuple(self._mirror.leases.values()), lost, self._news.set)
             self._save_soon()
 
     # Being there
@@ -194,19 +201,25 @@ class RouterFeed:
     async def _save(self) -> None:
         self._save_due = None
         mirror = self._mirror
-        if mirror.pool is None:
+        if mirror.pool is None or mirror.epoch_start is None:
             return
         leases = [(record, mirror.since[record.id]) for record in mirror.leases.values()]
         try:
             async with self._saving:
-                await asyncio.to_thread(_write, self._file, mirror.pool, leases)
+                await asyncio.to_thread(_write, self._file, mirror.epoch_start, mirror.pool, leases)
         except OSError as error:
             log.warning("%s cannot be written (%s): without it this router needs the store to start", self._file, error)
+
+    def _epoch_of_file(self) -> float | None:
+        try:
+            return layout.snapshot(self._file.read_bytes())[0]
+        except (OSError, ValueError, KeyError):
+            return None
 
     def _load_file(self, reason: StoreError) -> None:
         mirror = self._mirror
         try:
-            mirror.pool, leases = layout.snapshot(self._file.read_bytes())
+            mirror.epoch_start, mirror.pool, leases = layout.snapshot(self._file.read_bytes())
         except FileNotFoundError:
             raise reason from None
         except (OSError, ValueError, KeyError) as error:
@@ -218,8 +231,8 @@ class RouterFeed:
         log.warning("%s: going on with the %d leases of %s", reason, len(leases), self._file)
 
 
-def _write(path: Path, pool: PublishedPool, leases: list[tuple[LeaseRecord, float]]) -> None:
+def _write(path: Path, epoch_start: float, pool: PublishedPool, leases: list[tuple[LeaseRecord, float]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".new")
-    fresh.write_bytes(layout.snapshot_value(pool, leases))
+    fresh.write_bytes(layout.snapshot_value(epoch_start, pool, leases))
     fresh.replace(path)

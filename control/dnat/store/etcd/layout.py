@@ -17,7 +17,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from ipaddress import IPv4Address
 
 import msgspec
@@ -25,9 +24,7 @@ import msgspec
 from dnat.leases.records import HoldKey, HoldRecord, LeaseRecord
 from dnat.store.base import PublishedPool
 from dnat.store.history import Tenure
-from dnat.types import PortRange, Protocol, Purpose
-
-_address = lru_cache(maxsize=16384)(IPv4Address)
+from dnat.types import PortRange, Protocol, Purpose, parse_address
 
 
 class _Lease(msgspec.Struct, frozen=True):
@@ -112,12 +109,12 @@ def lease(name: str, value: bytes) -> tuple[LeaseRecord, float]:
     row = _lease_decoder.decode(value)
     record = LeaseRecord(
         int(name, 16),
-        _address(row.address),
+        parse_address(row.address),
         PortRange(row.first, row.last),
         Protocol(row.protocol),
         Purpose(row.purpose),
         bytes.fromhex(row.host_id),
-        _address(row.host),
+        parse_address(row.host),
         row.transaction,
         row.granted_at,
         row.expires_at,
@@ -177,12 +174,12 @@ def tenure(value: bytes) -> Tenure:
     row = msgspec.json.decode(value, type=_Tenure)
     return Tenure(
         int(row.lease, 16),
-        _address(row.address),
+        parse_address(row.address),
         PortRange(row.first, row.last),
         Protocol(row.protocol),
         Purpose(row.purpose),
         bytes.fromhex(row.host_id),
-        _address(row.host),
+        parse_address(row.host),
         row.since,
         row.until,
     )
@@ -233,17 +230,18 @@ def offence(value: bytes) -> tuple[IPv4Address, IPv4Address, int, Protocol]:
 
 
 class _Snapshot(msgspec.Struct, frozen=True):
+    epoch_start: float
     pool: msgspec.Raw
     leases: dict[str, msgspec.Raw]
 
 
-def snapshot_value(pool: PublishedPool, leases: Iterable[tuple[LeaseRecord, float]]) -> bytes:
+def snapshot_value(epoch_start: float, pool: PublishedPool, leases: Iterable[tuple[LeaseRecord, float]]) -> bytes:
     """What a router keeps in a file: `snapshot` reads it."""
     rows = {lease_name(record.id): msgspec.Raw(lease_value(record, since)) for record, since in leases}
-    return _encoder.encode(_Snapshot(msgspec.Raw(pool_value(pool)), rows))
+    return _encoder.encode(_Snapshot(epoch_start, msgspec.Raw(pool_value(pool)), rows))
 
 
-def snapshot(value: bytes) -> tuple[PublishedPool, Sequence[tuple[LeaseRecord, float]]]:
-    """Pool and leases. Raises ValueError or msgspec.MsgspecError."""
+def snapshot(value: bytes) -> tuple[float, PublishedPool, Sequence[tuple[LeaseRecord, float]]]:
+    """Epoch, pool and leases. Raises ValueError or msgspec.MsgspecError."""
     file = msgspec.json.decode(value, type=_Snapshot)
-    return pool(bytes(file.pool)), [lease(name, bytes(raw)) for name, raw in file.leases.items()]
+    return file.epoch_start, pool(bytes(file.pool)), [lease(name, bytes(raw)) for name, raw in file.leases.items()]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from dnat.leases.records import Change, DropHold, DropLease, HoldKey, HoldRecord, LeaseRecord, PutHold, PutLease
-from dnat.store.base import PublishedPool, StoreError
+from dnat.store.base import PublishedPool, StoreError, many_records
 from dnat.store.etcd import layout
 
 DELETE = 1
@@ -35,8 +35,9 @@ class Mirror:
         """Become what a reading of ``table/`` says; returns what that changes. Raises StoreError."""
         fresh = Mirror("")
         fresh._table = self._table
-        for pair in pairs:
-            fresh._take(pair.key.decode(), pair.value, pair.mod_revision)
+        with many_records():
+            for pair in pairs:
+                fresh._take(pair.key.decode(), pair.value, pair.mod_revision)
         changes = self._towards(fresh)
         self.leases, self.since, self.holds = fresh.leases, fresh.since, fresh.holds
         self.pool, self.epoch_start, self.fence = fresh.pool, fresh.epoch_start, fresh.fence

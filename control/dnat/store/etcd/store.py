@@ -15,9 +15,9 @@ from typing import Any
 
 from dnat.leases.records import Change, DropHold, DropLease, HoldKey, LeaseRecord, PutHold, PutLease
 from dnat.leases.records import HoldRecord as Hold
-from dnat.store.base import PublishedPool, State, StoreConflict, Watcher
+from dnat.store.base import PublishedPool, State, StoreConflict, StoreError, Watcher
 from dnat.store.etcd import layout
-from dnat.store.etcd.client import Cluster, EtcdClient, delete, end_of, fetch, put, unchanged
+from dnat.store.etcd.client import Cluster, EtcdClient, delete, end_of, equals, fetch, put, unchanged
 from dnat.store.etcd.follower import Follower
 from dnat.store.etcd.live import Live, OffenceListener
 from dnat.store.etcd.mirror import Mirror
@@ -52,6 +52,8 @@ class EtcdStore:
         self._listeners: list[Watcher] = []
         self._name = secrets.token_hex(8)
         self._transactions = 0
+        self._epoch: float | None = None
+        """Of the store that was opened first."""
         self._busy = False
         self._moved = asyncio.Event()
         self._deferred: list[Callable[[], None]] = []
@@ -67,6 +69,9 @@ class EtcdStore:
         epoch, pool = self._path("table", "epoch"), self._path("table", "pool")
         await self._client.transact([unchanged(epoch, 0)], [put(epoch, repr(now).encode())])
         self._mirror.read(*await self._client.read(self._path("table", "")))
+        self._epoch = self._epoch if self._epoch is not None else self._mirror.epoch_start
+        if self._mirror.epoch_start != self._epoch:
+            raise self._made_anew()
         if self._mirror.pool != self._pool:
             await self._client.transact([], [put(pool, layout.pool_value(self._pool))])
         await self._live.follower.read()
@@ -120,6 +125,9 @@ class EtcdStore:
         self._listeners.append(listener)
 
     async def catch_up(self) -> None:
+        epoch, _ = await self._client.get(self._path("table", "epoch"))
+        if epoch is None or epoch.value != repr(self._epoch).encode():
+            raise self._made_anew()
         pair, _ = await self._client.get(self._path("table", "fence"))
         try:
             async with asyncio.timeout(CATCH_UP_SECONDS):
@@ -161,13 +169,20 @@ class EtcdStore:
 
     def reread(self, pairs: Sequence[Any], header: Any) -> None:
         def take() -> list[Change]:
-            overtaken = header.cluster_id == self._mirror.cluster and header.revision < self._mirror.revision
-            return [] if overtaken else self._mirror.read(pairs, header)
+            return [] if header.revision < self._mirror.revision else self._mirror.read(pairs, header)
 
         self._later(take)
 
     def heard(self, events: Sequence[Any]) -> None:
         self._later(lambda: self._mirror.events(events))
+
+    @staticmethod
+    def _made_anew() -> StoreError:
+        """A server that goes on would not tell hosts that their leases were lost: it has to begin anew, too."""
+        return StoreError(
+            "what the lease store held when this server started is lost, for etcd was made anew or its keys removed:"
+            " restart the server (systemctl restart dnat), and hosts register what they hold"
+        )
 
     def _later(self, take: Callable[[], list[Change]]) -> None:
         """Take in what others changed; while a transaction of ours is under way, after it, for that may come first."""
@@ -196,7 +211,9 @@ class EtcdStore:
         self._transactions += 1
         fence, token = self._path("table", "fence"), f"{self._name}-{self._transactions}".encode()
         answer = await self._client.transact(
-            [unchanged(fence, self._mirror.fence)], [put(fence, token), *operations], [fetch(fence)]
+            [unchanged(fence, self._mirror.fence), equals(self._path("table", "epoch"), repr(self._epoch).encode())],
+            [put(fence, token), *operations],
+            [fetch(fence)],
         )
         revision = answer.header.revision
         if not answer.succeeded:
