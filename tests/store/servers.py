@@ -64,6 +64,7 @@ class Host:
             tuple(map(address, servers)),
             name.with_suffix(".leases"),
             lambda: None,
+            lambda event: None,
             credentials,
             name.with_suffix(".key"),
         )
