@@ -87,8 +87,7 @@ def test_what_a_host_has_is_of_one_address(lab: Lab) -> None:
 
 def test_a_host_stays_on_its_address(lab: Lab) -> None:
     """After a restart, and after it lost its memory, though the other address has more ports free."""
-    for name in PHONES:
-        phone = lab[name]
+    for phone in pair(lab):
         before, leases = address_of(phone), phone.leases()
         phone.dnatctl("down")
         phone.dnatctl("up")

@@ -201,7 +201,7 @@ def test_what_the_hook_notes(namespace: Callable[[str], str], comes: dict[str, s
     host = Machine(namespace("host"), "10.77.0.50")
     command = (str(HOOK),) if "NM_DISPATCHER_ACTION" in comes else ("sh", "-euc", f". {HOOK}; echo still there")
     said = host.run("env", *(f"{name}={value}" for name, value in comes.items()), *command).stdout
-    assert parse(noted(host).read_text().strip()) == IPv4Address("10.77.0.2")
+    assert parse(noted(host).read_text().strip()) == (IPv4Address("10.77.0.2"),)
     said += host.run("env", *(f"{name}={value}" for name, value in goes.items()), *command).stdout
     assert not noted(host).exists()
     assert "NM_DISPATCHER_ACTION" in comes or said.count("still there") == 2

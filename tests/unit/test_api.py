@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import tempfile
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -293,3 +294,22 @@ def test_the_client_says_what_is_wrong(path: Path) -> None:
             listener.accept()[0].close()
         with pytest.raises(NotRunningError, match="went away"):
             gone.call("status")
+
+
+def test_a_closed_client_says_so_to_whoever_waits(path: Path) -> None:
+    """One thread waits for events, another closes: at any moment."""
+
+    async def story(scene: Scene) -> None:
+        def race() -> None:
+            for _ in range(100):
+                client = Client(path)
+                client.call("watch")
+                closing = threading.Thread(target=client.close)
+                closing.start()
+                with pytest.raises(NotRunningError):
+                    client.event()
+                closing.join()
+
+        await asyncio.to_thread(race)
+
+    play(story, path)

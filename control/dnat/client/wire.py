@@ -40,6 +40,7 @@ class Client:
         self._events: deque[dict[str, Any]] = deque()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout)
+        self._timeout = timeout
         try:
             self._socket.connect(str(path))
         except PermissionError:
@@ -81,11 +82,11 @@ class Client:
         """The next event after a ``watch``; waits without end. Raises NotRunningError when the daemon has gone."""
         if self._events:
             return self._events.popleft()
-        self._socket.settimeout(None)
-        return self._read()
+        return self._read(for_ever=True)
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self, *, for_ever: bool = False) -> dict[str, Any]:
         try:
+            self._socket.settimeout(None if for_ever else self._timeout)
             line = self._file.readline()
         except TimeoutError:
             raise NotRunningError("the daemon does not answer; see: dnatctl status") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +21,7 @@ from dnat.store.etcd.store import EtcdStore
 from dnat.system import links
 
 
-def server(config: Config, pool: Pool, lan: LanAddress, first_start: float) -> ServerRole:
+def server(config: Config, pool: Pool, lan: LanAddress, first_start: Callable[[float], float]) -> ServerRole:
     """A server that hears of offences from routers elsewhere. Raises StoreError."""
     settings, where = config.server, cluster(config)
     published = PublishedPool(pool.addresses, pool.ranges)

@@ -97,8 +97,8 @@ class HostRole:
         """The servers, and what named them: the configuration, else DHCP, else the default route."""
         if self._settings.servers:
             return tuple(map(IPv4Address, self._settings.servers)), "configuration"
-        if (named := dhcp.port_server(lan)) is not None:
-            return (named,), "dhcp"
+        if named := dhcp.port_servers(lan):
+            return named, "dhcp"
         return (self._uplink.gateway,), "gateway"
 
     async def _obtain(self, adopted: bool) -> None:

@@ -106,7 +106,7 @@ class Leasing:
         self._pump()
         return asked
 
-    async def open(self, address: IPv4Address, interface: str, broadcast: IPv4Address | None) -> None:
+    async def open(self, address: IPv4Address, interface: str, broadcast: IPv4Address | None = None) -> None:
         """Open the agent's socket on the LAN address, and one on the LAN's broadcast address. Raises PlatformError."""
         self._socket = await PapSocket.open(address, AGENT_PORT, self._received, interface)
         if broadcast is not None:

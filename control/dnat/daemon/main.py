@@ -13,7 +13,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any
 
@@ -147,8 +146,7 @@ class Daemon:
         settings = self._config.server
         lan = await self._privileged.run(_server_address, self._config)
         leasable = pool(settings)
-        # A moment later than the store that is made right after.
-        first_start = self._instance.first_start(time.time() + 1)
+        first_start = self._instance.first_start
         if self._config.store.kind == "etcd":
             from dnat.daemon import clustered
 

@@ -8,7 +8,7 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, Any
@@ -63,10 +63,15 @@ class ServerRole:
     """
 
     def __init__(
-        self, settings: ServerSettings, store: Store, key_store: KeyStore, lan: LanAddress, first_start: float
+        self,
+        settings: ServerSettings,
+        store: Store,
+        key_store: KeyStore,
+        lan: LanAddress,
+        first_start: Callable[[float], float] = lambda now: now,
     ) -> None:
-        """``first_start``: when this machine became a server, in seconds since 1970; lease state that is younger
-        has replaced one that was lost.
+        """``first_start``: given the time, says when this machine became a server (`Instance.first_start`); lease
+        state that is younger has replaced one that was lost. By default it has never been one.
         """
         networks = tuple(IPv4Network(text) for text in settings.networks) or (lan.network,)
         self._lan = lan
@@ -88,7 +93,8 @@ class ServerRole:
             ),
         )
         self._pool = pool(settings)
-        self._first_start = first_start
+        self._remember_first_start = first_start
+        self._first_start = 0.0
         self._hold_down = float(settings.hold_down)
         self._alarm = Alarm(self._tick, time.time)
         self._steps: list[Step] = []
@@ -109,11 +115,13 @@ class ServerRole:
         keyring = Keyring(_draw, keys.records)
         self._guard = Guard(self._mode, keyring, keys.cookie_secret, X25519Agreement, now, self._limits)
         self._epoch_start = state.epoch_start
+        # Only now: a store that this very start has made is no younger.
+        self._first_start = self._remember_first_start(time.time())
         self._core = Server(self._table(state), _draw, self._policy, state.epoch_start, self._guard)
         if self.learning:
             log.warning("the lease store is new: for %.0f s hosts register what they hold", self.learning)
         network = self._lan.network
-        self._core.begin(now, () if network.prefixlen > 30 else (network.broadcast_address,), self.learning)
+        self._core.begin(time.time(), () if network.prefixlen > 30 else (network.broadcast_address,), self.learning)
         self._sharing.reloaded()
         return state.records
 
