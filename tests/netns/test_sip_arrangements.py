@@ -62,7 +62,7 @@ def test_a_registrar_and_a_redirect_server_on_two_machines(sip_lab: Lab, tmp_pat
         with phone.provision("alice", "--server", place, "--domain", sip_lab.external) as alice:
             alice.registered()
             (registration,) = _registrations(second)
-            assert registration["contact"].startswith(f"sip:alice@{sip_lab.external}:{alice.ports.first}")
+            assert f"@{sip_lab.external}:{alice.ports.first}" in registration["contact"]
             assert _registrations(first) == []
             assert f"asks the registrar at {place}" in first.dnatctl("sip", "status").stdout
             answer = stranger.exchange(request("INVITE", alice.identity, "sip:me@203.0.113.2"))

@@ -77,7 +77,8 @@ class Kamailio:
         """Start it on ``directory/kamailio.cfg`` and wait until it answers everywhere. Raises PlatformError."""
         config, log = directory / "kamailio.cfg", directory / "kamailio.log"
         command = [configuration.program(), "-DD", "-E", "-f", str(config), "-Y", str(directory), "-w", str(directory)]
-        command += ["-m", str(SHARED_MEMORY), "-M", str(PRIVATE_MEMORY), "-P", str(directory / "kamailio.pid")]
+        # No pid file: it would keep Kamailio from starting beside a zombie of an earlier one.
+        command += ["-m", str(SHARED_MEMORY), "-M", str(PRIVATE_MEMORY)]
         if user_ids():
             command += ["-u", USER, "-g", USER]
         with log.open("ab") as output:
