@@ -23,6 +23,7 @@ from dnat.instance import Instance
 from dnat.leases.bitmap import union
 from dnat.leases.records import Change, DropLease, LeaseRecord, PutLease
 from dnat.store import PublishedPool
+from dnat.store.base import many_records
 from dnat.system import links
 from dnat.system.nft import SharedAddress
 from dnat.system.router import ensure_router_network
@@ -127,7 +128,10 @@ class RouterRole:
     async def _refill(self, done: Callable[[], None]) -> None:
         try:
             await self._privileged.run(self._fill)
-            done()
+        except DnatError as error:
+            log.error("%s", error)
+        done()
+        try:
             for changed in await self._privileged.run(self._ensure):
                 log.info("%s", changed)
         except DnatError as error:
@@ -163,7 +167,8 @@ class RouterRole:
             self._start(self._learn_macs())
 
     def _own(self, records: Sequence[LeaseRecord]) -> None:
-        self._owners = {record.id: _owner(record) for record in records if record.address in self._externals}
+        with many_records():
+            self._owners = {record.id: _owner(record) for record in records if record.address in self._externals}
 
     def _start(self, work: Coroutine[Any, Any, Any]) -> None:
         self._tasks = [task for task in self._tasks if not task.done()]

@@ -18,6 +18,7 @@ from dnat.dataplane.router import RouterPlane
 from dnat.lab.etcd import Member, command, is_healthy, launch, on_the_loopback
 from dnat.leases.records import LeaseRecord, PutLease
 from dnat.store import PublishedPool, SqliteStore
+from dnat.store.base import many_records
 from dnat.store.etcd.client import Cluster
 from dnat.store.etcd.feed import RouterFeed
 from dnat.store.etcd.store import EtcdStore
@@ -59,7 +60,10 @@ def run(rounds: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
                 started = time.perf_counter()
                 leases = readers[name]()
                 parts[name].append(time.perf_counter() - started)
-                plane.set_owners([Owner(each.address, each.ports, each.protocol, each.host) for each in leases])
+                # As the router role does it.
+                with many_records():
+                    owners = {each.id: Owner(each.address, each.ports, each.protocol, each.host) for each in leases}
+                plane.set_owners(owners.values())
                 spent = time.perf_counter() - started
                 held = sum(len(owner.ports) for owner in plane.owners())
                 if held != PORTS:

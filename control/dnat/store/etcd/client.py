@@ -135,8 +135,9 @@ class EtcdClient:
                 call.cancel()
         except (rpc.AioRpcError, TimeoutError, *_LEFT) as error:
             _raise_if_cancelled(error)
+            name = self._name()
             await self._leave(self._channel)
-            raise StoreError(f"{self._name()}: {_words(error)}") from None
+            raise StoreError(f"etcd at {name} does not answer: {_words(error)}") from None
         return answer is not grpc.aio.EOF and answer.TTL > 0
 
     async def revoke(self, lease: int) -> None:
@@ -157,13 +158,14 @@ class EtcdClient:
                 if answer.compact_revision:
                     raise Compacted(f"the cluster remembers nothing before revision {answer.compact_revision}")
                 if answer.canceled:
-                    raise StoreError(f"{self._name()} ended the watch: {answer.cancel_reason}")
+                    raise StoreError(f"etcd at {self._name()} ended the watch: {answer.cancel_reason}")
                 yield answer
-            raise StoreError(f"{self._name()} ended the watch")
+            raise StoreError(f"etcd at {self._name()} ended the watch")
         except (rpc.AioRpcError, *_LEFT) as error:
             _raise_if_cancelled(error)
+            name = self._name()
             await self._leave(channel)
-            raise StoreError(f"{self._name()}: {_words(error)}") from None
+            raise StoreError(f"etcd at {name} ended the watch: {_words(error)}") from None
         finally:
             call.cancel()
 
@@ -183,7 +185,9 @@ class EtcdClient:
                 name, words = self._name(), _words(error)
             await self._leave(channel)
             if asyncio.get_running_loop().time() + PAUSE_SECONDS >= deadline:
-                raise StoreError(f"the lease store (etcd at {name}) does not answer: {words}")
+                raise StoreError(
+                    f"the lease store (etcd at {name}) does not answer: {words}. Is etcd up there? See store.endpoints"
+                )
             await asyncio.sleep(PAUSE_SECONDS)
 
     def _open(self) -> Any:

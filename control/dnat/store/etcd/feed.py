@@ -51,6 +51,10 @@ class RouterFeed:
         self._save_due: asyncio.TimerHandle | None = None
         self._saving = asyncio.Lock()
         self._news = asyncio.Event()
+        self._followed = 0
+        """The maps have everything up to this revision."""
+        self._filling = 0
+        """How often they are being filled anew."""
         self._presence = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._offences: dict[tuple[IPv4Address, int], float] = {}
@@ -84,7 +88,7 @@ class RouterFeed:
         ones (``changed``), or of what there is (``refresh``), after a gap in what was heard or another pool.
         """
         self._changed, self._refresh = changed, refresh
-        self._news.set()
+        self._caught_up()
         self._save_soon()
         self._follower.start()
         self._run(self._be_present())
@@ -142,13 +146,24 @@ class RouterFeed:
             self._changed(changes)
             self._save_soon()
         if any(isinstance(change, PutLease) for change in changes):
-            self._news.set()
+            self._caught_up()
 
     def _refreshed(self) -> None:
         if self._mirror.pool is not None:
             lost, self._epoch = self._mirror.epoch_start != self._epoch, self._mirror.epoch_start
-            self._refresh(self._mirror.pool, tuple(self._mirror.leases.values()), lost, self._news.set)
+            self._filling += 1
+            self._refresh(self._mirror.pool, tuple(self._mirror.leases.values()), lost, self._filled)
             self._save_soon()
+
+    def _filled(self) -> None:
+        self._filling -= 1
+        self._caught_up()
+
+    def _caught_up(self) -> None:
+        """Let servers know how far the maps are, unless they are just being filled."""
+        if not self._filling:
+            self._followed = self._mirror.revision
+            self._news.set()
 
     # Being there
 
@@ -167,7 +182,7 @@ class RouterFeed:
                         await self._news.wait()
                 if self._news.is_set():
                     self._news.clear()
-                    await self._say(self._mirror.revision)
+                    await self._say(self._followed)
             except StoreError:
                 self._presence = 0
                 await asyncio.sleep(ROUTER_TTL / 4)
