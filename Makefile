@@ -7,10 +7,10 @@ STAMP := $(VENV)/.ready
 LINK := /usr/local/bin/dnatctl
 PREFIX := /usr/local
 
-.PHONY: help setup demo test unit bpf netns conformance packaging store bench bench-short load load-short lint format reference install uninstall deb install-test clean
+.PHONY: help setup demo demo-contrast test unit bpf netns conformance packaging store bench bench-short load load-short lint format reference install uninstall deb install-test clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## install packages, make the virtual environment, put dnatctl on the PATH (root)
 
@@ -20,6 +20,10 @@ $(STAMP): pyproject.toml scripts/setup.sh
 
 demo: setup ## two phones behind one address make real calls (root)
 	@$(VENV)/bin/dnatctl lab demo
+
+demo-contrast: setup ## the same calls through masquerading, an ALG, a relay and dnat: a table and a picture (root, 5 min)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore -e '.[bench]'
+	@PYTHONPATH=tests/bench $(PY) -m dnatcontrast
 
 test: setup lint unit store bpf netns conformance load-short packaging ## every test layer (root)
 
@@ -82,4 +86,4 @@ format: setup ## put the sources into the one format
 	@$(VENV)/bin/clang-format -i ebpf/*.c ebpf/include/dnat/*.h
 
 clean: ## remove what setup and the tools made here
-	rm -rf $(VENV) build dist control/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output bench-output
+	rm -rf $(VENV) build dist control/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output bench-output contrast-output

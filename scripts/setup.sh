@@ -24,10 +24,10 @@ if [ "${#missing[@]}" -gt 0 ]; then
     fi
     say "installing ${missing[*]}"
     apt-get update -qq
-    # Tests run etcd, Kamailio, Kea and coturn of their own: a new package's must not take their ports, now or at the next boot.
+    # Tests run such servers of their own: a new package's must not take their ports, now or at the next boot.
     # One that was here before is the user's.
     services=()
-    for service in kamailio coturn kea-dhcp4-server etcd-server; do
+    for service in kamailio coturn rtpengine-daemon kea-dhcp4-server etcd-server; do
         [[ " ${missing[*]} " != *" $service "* ]] || services+=("$service")
     done
     if [ "${#services[@]}" -gt 0 ] && [ ! -e /usr/sbin/policy-rc.d ]; then

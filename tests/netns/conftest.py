@@ -15,8 +15,10 @@ from inside import ip, run, snapshot
 from nodes import Lab, Machine, prepare_for_xdp
 from small import Small
 
+import dnat
 from dnat.dataplane import loader
 from dnat.dataplane.bpf import Command, bpf, object_pin
+from dnat.dataplane.sources import SOURCES
 from dnat.lab import builder, control
 from dnat.lab.topology import Topology
 from dnat.system import netns
@@ -117,6 +119,18 @@ def sip_lab(_root: None) -> Iterator[Lab]:
         for user in ("alice", "bob", "carol"):
             lab["sip"].dnatctl("sip", "users", "add", user, "--password", f"secret-{user}")
         yield lab
+
+
+@pytest.fixture
+def next_version(tmp_path: Path) -> dict[str, str]:
+    """The environment in which a copy of dnat runs whose programs are other ones."""
+    copy = tmp_path / "next"
+    shutil.copytree(Path(dnat.__file__).parent, copy / "control" / "dnat")
+    shutil.copytree(SOURCES, copy / "ebpf", dirs_exist_ok=True)
+    for name in ("host.c", "router.c"):
+        source = copy / "ebpf" / name
+        source.write_text(source.read_text() + "\n/* The next version. */\n")
+    return {**os.environ, "PYTHONPATH": str(copy / "control")}
 
 
 @pytest.fixture(params=["routed", "own", "xdp"])

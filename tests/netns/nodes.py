@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -108,6 +109,13 @@ class Machine:
         pid = self.pid()
         os.kill(pid, signal.SIGKILL)
         eventually(lambda: not Path(f"/proc/{pid}/cwd").exists(), f"process {pid} is gone")
+
+    def replace(self, **options: Any) -> None:
+        """End the daemon and start that of another version (by ``env``) or of this one, as a package manager does."""
+        pid = self.pid()
+        os.kill(pid, signal.SIGTERM)
+        eventually(lambda: not Path(f"/proc/{pid}").exists(), "the old daemon ends", 20)
+        self.run(sys.executable, "-c", "from dnat.cli import main; main()", "up", **options)
 
     @contextmanager
     def socket(

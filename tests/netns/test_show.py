@@ -66,6 +66,17 @@ LEASE = {
 }
 BINDING = {"protocol": PROTOCOL, "local_port": port, "address": address, "port": port, "idle": seconds, "static": flag}
 OWNER = {"address": address, "first": port, "last": port, "protocol": PROTOCOL, "host": address}
+PROGRAM = {"program": text, "pid": whole, "ports": [port]}
+LOSS = {
+    "address": address,
+    "first": port,
+    "last": port,
+    "purpose": one_of(*(purpose.label for purpose in Purpose)),
+    "at": text,
+    "reason": text,
+    "outcome": one_of("ends", "moves", "kept", "unused"),
+    "programs": [PROGRAM],
+}
 COUNTERS = {re.compile("[a-z_]+"): whole}
 PAP = {re.compile("[a-z-]+"): whole}
 
@@ -79,6 +90,7 @@ def _document(lease: Any, pap: Any) -> Any:
         "leases": [lease],
         "bindings": [BINDING],
         "owners": [OWNER],
+        "lost": [LOSS],
         "counters": COUNTERS,
         "pap": pap,
     }
@@ -159,13 +171,13 @@ def test_the_document_tells_what_is_the_case(busy: Lab) -> None:
 
 def test_every_field_is_documented(busy: Lab) -> None:
     documentation = (Path(__file__).parents[2] / "docs/show.md").read_text()
-    for schema in (DOCUMENTS["router"], LEASE, BINDING, OWNER):
+    for schema in (DOCUMENTS["router"], LEASE, BINDING, OWNER, LOSS, PROGRAM):
         for field in schema:
             assert f"`{field}`" in documentation
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-@pytest.mark.parametrize("section", ["leases", "bindings", "owners", "counters"])
+@pytest.mark.parametrize("section", ["leases", "bindings", "owners", "lost", "counters"])
 def test_one_section(busy: Lab, name: str, section: str) -> None:
     node = busy[name]
     (only,) = json.loads(node.dnatctl("show", section, "-o", "json").stdout).items()

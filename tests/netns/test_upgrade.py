@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-import pytest
 from nodes import Lab, Node, eventually
-
-import dnat
-from dnat.dataplane.sources import SOURCES
 
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
 ECHO = 7
@@ -58,31 +49,12 @@ class Stream:
             thread.join()
 
 
-@pytest.fixture
-def next_version(tmp_path: Path) -> dict[str, str]:
-    """The environment in which a copy of dnat runs whose programs are other ones."""
-    copy = tmp_path / "next"
-    shutil.copytree(Path(dnat.__file__).parent, copy / "control" / "dnat")
-    shutil.copytree(SOURCES, copy / "ebpf", dirs_exist_ok=True)
-    source = copy / "ebpf" / "host.c"
-    source.write_text(source.read_text() + "\n/* The next version. */\n")
-    return {**os.environ, "PYTHONPATH": str(copy / "control")}
-
-
 def program_names(phone: Node) -> set[str]:
     """What is attached to the LAN interface, by the names that carry the version."""
     shown = "".join(
         phone.run("tc", "filter", "show", "dev", "eth0", direction).stdout for direction in ("ingress", "egress")
     )
     return {word for word in shown.split() if word.startswith("dnat_host")}
-
-
-def restart(phone: Node, **options: dict[str, str]) -> None:
-    """Replace the daemon by one of another version, as a package manager does."""
-    pid = phone.pid()
-    os.kill(pid, signal.SIGTERM)
-    eventually(lambda: not Path(f"/proc/{pid}").exists(), "the old daemon ends", 20)
-    phone.run(sys.executable, "-c", "from dnat.cli import main; main()", "up", **options)
 
 
 def test_an_upgrade_under_load_loses_nothing(routed_lab: Lab, next_version: dict[str, str]) -> None:
@@ -101,9 +73,9 @@ def test_an_upgrade_under_load_loses_nothing(routed_lab: Lab, next_version: dict
         with server, streams[0].flowing(), streams[1].flowing():
             eventually(lambda: all(len(stream.received) > 50 for stream in streams), "traffic flows")
             bindings = {(b["protocol"], b["local_port"]): b["port"] for b in phone.call("show")["bindings"]}
-            restart(phone, env=next_version)
+            phone.replace(env=next_version)
             new = program_names(phone)
-            restart(phone)
+            phone.replace()
             after = time.monotonic()
             eventually(lambda: time.monotonic() > after + 0.2, "some more traffic")
             client.sendall(b"still there")

@@ -11,6 +11,7 @@ from dnat.cli import lifecycle
 from dnat.client import Client
 from dnat.errors import UsageError
 from dnat.instance import Instance
+from dnat.types import PortRange
 
 
 @click.command()
@@ -33,6 +34,10 @@ def invalidate(leases: tuple[str, ...], hosts: tuple[str, ...], everything: bool
     with Client(Instance.current().socket) as client:
         answer = client.call("invalidate", leases=list(leases), hosts=list(hosts), everything=everything, reason=reason)
     click.echo(f"{answer['leases']} leases were taken back")
+    for taken in answer["taken"]:
+        click.echo(f"  {taken['host']}: {taken['address']}:{PortRange(taken['first'], taken['last'])}")
+    if answer["taken"]:
+        click.echo("Which programs used them, and whether their calls go on or end, each host tells: dnatctl show lost")
 
 
 @click.command()

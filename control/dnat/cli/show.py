@@ -17,7 +17,7 @@ from dnat.instance import Instance
 
 NEVER = 100 * 365 * 86400
 """Seconds left from which on a lease is a permanent one."""
-_SECTIONS = ("leases", "bindings", "owners", "counters")
+_SECTIONS = ("leases", "bindings", "owners", "lost", "counters")
 
 
 @click.command()
@@ -34,7 +34,7 @@ _SECTIONS = ("leases", "bindings", "owners", "counters")
 def show(
     section: str | None, output: str, filters: tuple[str, ...], sort: str | None, watch: float | None, count: int | None
 ) -> None:
-    """Show leases, bindings, owners and counters, or one SECTION of them.
+    """Show leases, bindings, owners, what was lost, and counters, or one SECTION of them.
 
     `-o json` prints the documented schema (docs/show.md); with --watch a document per line.
 
@@ -135,6 +135,18 @@ def _owners(rows: list[dict[str, Any]]) -> Any:
     return table
 
 
+def _lost(rows: list[dict[str, Any]]) -> Any:
+    columns = ("address", "ports", "purpose", "at", "reason", "outcome", "programs")
+    table = _table("lost", dict.fromkeys(columns, "left"))
+    for row in rows:
+        programs = ", ".join(
+            f"{each['program']} ({each['pid']}) at {', '.join(map(str, each['ports']))}" for each in row["programs"]
+        )
+        told = (row[name] for name in ("purpose", "at", "reason", "outcome"))
+        table.add_row(row["address"], _span(row), *told, programs)
+    return table
+
+
 def _counters(counters: dict[str, int]) -> Any:
     table = _table("counters", {"packets": "right", "reason": "left"})
     for name, value in counters.items():
@@ -147,6 +159,7 @@ _TABLES: dict[str, Callable[[Any], Any]] = {
     "leases": _leases,
     "bindings": _bindings,
     "owners": _owners,
+    "lost": _lost,
     "counters": _counters,
 }
 
@@ -154,5 +167,6 @@ _ORDERS: dict[str, Callable[[Any], Any]] = {
     "leases": lambda row: (row["address"], row["first"]),
     "bindings": lambda row: (row["protocol"], row["local_port"]),
     "owners": lambda row: (row["address"], row["first"]),
+    "lost": lambda row: row["at"],
 }
 """The order of each table when none is asked for."""

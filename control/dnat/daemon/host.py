@@ -14,6 +14,7 @@ from dnat.daemon import attachments
 from dnat.daemon.announcer import Announcer
 from dnat.daemon.credentials import load_credentials
 from dnat.daemon.leasing import Leasing, RefusedError
+from dnat.daemon.losses import Losses
 from dnat.daemon.mappings import Mapping, Mappings, holds, lease_of, unmapped
 from dnat.daemon.pool import PoolKeeper, low_water
 from dnat.daemon.privileged import Privileged
@@ -54,6 +55,8 @@ class HostRole:
         self.on_change: Callable[[], None] = lambda: None
         """Called after a change of the leases has reached the kernel."""
         self.announcer = Announcer()
+        self.losses = Losses(self._translated_to)
+        self.announcer.listeners.append(self.losses.heard)
         self.host_id: bytes
         """Who this host is to the server."""
         self._server_found_by: str
@@ -268,6 +271,12 @@ class HostRole:
             for binding in self._plane.bindings(time.monotonic())
         ]
 
+    def _translated_to(self) -> list[int]:
+        """Ports of the bindings; none before the data plane is there."""
+        if "_plane" not in vars(self):
+            return []
+        return [binding.port for binding in self._plane.bindings(time.monotonic())]
+
     def _describe_mapping(self, mapping: Mapping) -> dict[str, Any]:
         return {
             "protocol": mapping.protocol.label,
@@ -321,6 +330,7 @@ class HostRole:
                 await self._ask_for_missing()
                 await self._regain_mapped()
                 await self._apply()
+                self.losses.settle(self._leasing.leases)
             except DnatError as error:
                 log.warning("%s", error)
                 retry_after = error.retry_after if isinstance(error, RefusedError) else None

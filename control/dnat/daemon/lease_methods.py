@@ -39,7 +39,8 @@ class LeaseMethods:
             found += theirs
         ids = list(dict.fromkeys(record.id for record in found))
         await server.invalidate(ids, Result.ADMINISTRATIVE, reason)
-        return {"leases": len(ids)}
+        taken = {record.id: _taken(record) for record in found}
+        return {"leases": len(ids), "taken": list(taken.values())}
 
     async def _drain(self, addresses: list[str], off: bool = False) -> dict[str, Any]:
         server = self._need_server()
@@ -82,6 +83,12 @@ def _describe(server: ServerRole, tenure: Tenure) -> dict[str, Any]:
         "since": tenure.since,
         "until": tenure.until,
     }
+
+
+def _taken(record: LeaseRecord) -> dict[str, Any]:
+    """Who loses what."""
+    ports = record.ports
+    return {"host": str(record.host), "address": str(record.address), "first": ports.first, "last": ports.last}
 
 
 def _named(server: ServerRole, text: str) -> list[LeaseRecord]:

@@ -234,8 +234,6 @@ class Leasing:
             case events.Released(lease_id=lease_id):
                 if released := self._releases.pop(lease_id, None):
                     released.set_result(None)
-            case events.Lost(lease=lease, reason=reason):
-                log.warning("lost %s:%s (%s)", lease.address, lease.ports, reason)
             case events.KeyAgreed(key=key):
                 key_file.save(self._key_file, key)
                 log.info("agreed with the server on key %s", key.label)

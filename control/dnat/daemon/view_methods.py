@@ -86,6 +86,7 @@ class ViewMethods:
             "leases": [],
             "bindings": [],
             "owners": [],
+            "lost": [],
             "counters": {},
             "pap": {},
         }
@@ -99,6 +100,7 @@ class ViewMethods:
             if server is None:
                 document["leases"] += host.describe_leases()
             document["bindings"] += host.describe_bindings()
+            document["lost"] += host.losses.describe()
             document["pap"]["agent"] = host.pap_counters
             document["counters"] |= host.counters
         if router is not None:

@@ -4,7 +4,7 @@ The phone plays a steady tone into every call and records what it decodes from t
 listener (``dnat.lab.tone``) can say whose voice was heard. It answers every call by itself.
 
 Each phone has two accounts: ``NAME`` for calls in clear and ``NAME-srtp``, which insists on SRTP (SDES,
-RFC 4568) in both directions.
+RFC 4568) in both directions, and is called over TLS where the phone has a certificate.
 """
 
 from __future__ import annotations
@@ -59,11 +59,6 @@ module_app ctrl_tcp.so
 ctrl_tcp_listen 127.0.0.1:{control_port}
 """
 
-ACCOUNTS = """\
-<sip:{name}@{address}:{sip_port}>;regint=0;answermode=auto
-<sip:{name}-srtp@{address}:{sip_port}>;regint=0;answermode=auto;mediaenc=srtp-mand
-"""
-
 
 class PhoneError(DnatError):
     """A phone did not do what it was told: the message names the phone, the deed and the log."""
@@ -89,6 +84,10 @@ class PhoneSettings:
     """Hertz of the tone it plays."""
     interface: str = "lo"
     """Interface that holds ``address``."""
+    certificate: Path | None = None
+    """Certificate and key in one file; with it, encrypted calls are set up over TLS."""
+    outbound: IPv4Address | None = None
+    """A proxy at ports 5060 and 5061 (TLS) that all calls go through."""
 
     def __post_init__(self) -> None:
         # baresip rounds an odd low end down, outside of the leased block.
@@ -102,7 +101,24 @@ class PhoneSettings:
     @property
     def secure_uri(self) -> str:
         """Where the account answers that insists on SRTP."""
+        if self.certificate:
+            return f"sip:{self.name}-srtp@{self.address}:{self.sip_port + 1};transport=tls"
+        return self.secure_account
+
+    @property
+    def secure_account(self) -> str:
+        """Name of that account."""
         return f"sip:{self.name}-srtp@{self.address}:{self.sip_port}"
+
+    @property
+    def accounts(self) -> str:
+        """Text of baresip's ``accounts``."""
+        usual, secure = "regint=0;answermode=auto", "regint=0;answermode=auto;mediaenc=srtp-mand"
+        if self.outbound:
+            tls = ":5061;transport=tls" if self.certificate else ":5060"
+            usual += f';outbound="sip:{self.outbound}:5060"'
+            secure += f';outbound="sip:{self.outbound}{tls}"'
+        return f"<{self.uri}>;{usual}\n<{self.secure_account}>;{secure}\n"
 
     @property
     def log(self) -> Path:
@@ -200,7 +216,7 @@ class Phone:
 
         With ``encrypted``, dial the other phone's ``secure_uri``: both sides then insist on SRTP.
         """
-        own = self.settings.secure_uri if encrypted else self.settings.uri
+        own = self.settings.secure_account if encrypted else self.settings.uri
         mark = len(self._live.events)
         # Commands act on the account chosen last.
         self._command("uafind", own)
@@ -234,6 +250,10 @@ class Phone:
         self._command("uafind", event.account)
         self._command("hangup")
         self.await_closed(call_id, timeout)
+
+    def give_up(self) -> None:
+        """End a call that was dialled last and not answered; harmless when it has ended."""
+        self._live.command("hangup")
 
     def await_closed(self, call_id: str, timeout: float = 5.0) -> None:
         self._await_call_event(call_id, "CALL_CLOSED", "the call to end", timeout)
@@ -308,7 +328,7 @@ class Phone:
             if self._control is None:
                 self._control = ControlConnection.open(self.settings.namespace, CONTROL_PORT)
             # Accounts come after the control socket.
-            answer = self._control and self._control.command("uafind", self.settings.secure_uri)
+            answer = self._control and self._control.command("uafind", self.settings.secure_account)
             if answer and answer.get("ok"):
                 return
             time.sleep(0.05)
@@ -329,9 +349,10 @@ class Phone:
             modules=MODULES,
             control_port=CONTROL_PORT,
         )
+        if settings.certificate is not None:
+            config += f"sip_certificate {settings.certificate}\n"
         (settings.directory / "config").write_text(config)
-        accounts = ACCOUNTS.format(name=settings.name, address=settings.address, sip_port=settings.sip_port)
-        (settings.directory / "accounts").write_text(accounts)
+        (settings.directory / "accounts").write_text(settings.accounts)
         (settings.directory / "contacts").write_text("")
 
     def _error(self, what: str) -> PhoneError:
@@ -360,8 +381,8 @@ def parse_log(text: str, account: str, peer: str) -> list[LoggedCall]:
     finished: list[LoggedCall] = []
     # Warnings are coloured, and the colour's end opens the next line.
     lines = iter(re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines())
-    # Some lines name the account with its port, some without.
-    own = rf"(?:sip:)?{re.escape(re.sub(r'^sip:|:[0-9]+$', '', account))}(?::[0-9]+)?"
+    # Some lines name the account with its port and transport, some without.
+    own = rf"(?:sip:)?{re.escape(re.sub(r'^sip:|(:[0-9]+)?(;.*)?$', '', account))}(?::[0-9]+)?(?:;[^ :]+)?"
     established = re.compile(rf"{own}: Call established: {re.escape(peer)}")
     terminated = re.compile(rf"{own}: Call with {re.escape(peer)} terminated")
     for line in lines:

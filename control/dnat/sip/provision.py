@@ -19,6 +19,8 @@ from dnat.types import PortRange
 SIP_PORTS = 2
 """The first port of a block is for SIP over UDP and TCP, the next one for SIP over TLS."""
 BARESIP_MODULES = Path("/usr/lib/baresip/modules")
+SILENCE_SECONDS = 30
+"""Without a packet of the other party's, a call is over; on hold it is not."""
 SIP_DSCP, RTP_DSCP = 40, 46
 """CS5 and EF (RFC 4594, sections 4.1 and 4.2)."""
 
@@ -92,6 +94,8 @@ rtp_tos {RTP_DSCP << 2}
 rtp_stats yes
 call_max_calls {len(account.rtp) // 2}
 call_local_timeout 120
+# Whose ports are taken back hears nothing any more, and hangs up.
+rtp_timeout {SILENCE_SECONDS}
 audio_source {account.source}
 audio_player {account.player}
 audio_alert {account.player}
@@ -167,7 +171,11 @@ def linphone_sections(account: PhoneAccount) -> dict[str, dict[str, str]]:
             "media_encryption_mandatory": "0" if account.encryption == "none" else "1",
             "dscp": f"{SIP_DSCP:#x}",
         },
-        "rtp": {"audio_rtp_port": f"{account.rtp.first}-{account.rtp.last}", "audio_dscp": f"{RTP_DSCP:#x}"},
+        "rtp": {
+            "audio_rtp_port": f"{account.rtp.first}-{account.rtp.last}",
+            "audio_dscp": f"{RTP_DSCP:#x}",
+            "nortp_timeout": str(SILENCE_SECONDS),
+        },
         "net": {"firewall_policy": "0", "stun_server": ""},
         "video": {"enabled": "0", "capture": "0", "display": "0"},
         "proxy_0": {

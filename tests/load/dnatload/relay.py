@@ -1,8 +1,7 @@
-"""rtpengine on the lab's router: what a relay of media costs there. Its control protocol is bencode over UDP."""
+"""rtpengine on the lab's router: what a relay of media costs there."""
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import socket
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dnatbench import ng
 from nodes import Lab, eventually
 
 from dnat.lab.topology import EXT, ROUTER_LAN, ROUTER_WAN
@@ -25,7 +25,6 @@ INTERVAL = 0.02
 """Seconds between two packets of a stream."""
 SOUND = bytes(160)
 """20 ms of G.711."""
-_cookies = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -84,8 +83,10 @@ def _set_up(lab: Lab, control: socket.socket, number: int, stack: ExitStack) -> 
     caller, callee = ends
     names: dict[str, Any] = {"call-id": f"load-{number}", "from-tag": "a"}
     common = names | {"replace": ["origin"], "ICE": "remove"}
-    offered = _ask(control, common | {"command": "offer", "sdp": _sdp(caller), "direction": ["out", "in"]})
-    answered = _ask(control, common | {"command": "answer", "to-tag": "b", "sdp": _sdp(callee)})
+    offered = ng.ask(
+        control, common | {"command": "offer", "sdp": ng.sdp(*caller.getsockname()), "direction": ["out", "in"]}
+    )
+    answered = ng.ask(control, common | {"command": "answer", "to-tag": "b", "sdp": ng.sdp(*callee.getsockname())})
     for end, told in ((callee, offered), (caller, answered)):
         sdp = told["sdp"].decode()
         address, port = re.search(r"c=IN IP4 (\S+)", sdp), re.search(r"m=audio (\d+)", sdp)
@@ -108,55 +109,10 @@ def _talk(streams: list[tuple[socket.socket, bytes]], seconds: float) -> int:
 
 def _alive(control: socket.socket) -> bool:
     try:
-        return bool(_ask(control, {"command": "ping"})["result"] == b"pong")
+        return bool(ng.ask(control, {"command": "ping"})["result"] == b"pong")
     except OSError:
         time.sleep(0.1)
         return False
-
-
-def _ask(control: socket.socket, question: dict[str, Any]) -> dict[str, Any]:
-    cookie = f"c{next(_cookies)} ".encode()
-    control.send(cookie + _encode(question))
-    answer = control.recv(65535)
-    assert answer.startswith(cookie)
-    decoded, _ = _decode(answer[len(cookie) :])
-    if decoded["result"] == b"error":
-        raise RuntimeError(f"rtpengine: {decoded}")
-    return dict(decoded)
-
-
-def _encode(value: Any) -> bytes:
-    if isinstance(value, str):
-        return _encode(value.encode())
-    if isinstance(value, bytes):
-        return str(len(value)).encode() + b":" + value
-    if isinstance(value, list):
-        return b"l" + b"".join(map(_encode, value)) + b"e"
-    return b"d" + b"".join(_encode(key) + _encode(value[key]) for key in sorted(value)) + b"e"
-
-
-def _decode(data: bytes) -> tuple[Any, bytes]:
-    """A value, and what comes after it."""
-    head = data[:1]
-    if head == b"i":
-        number, _, rest = data[1:].partition(b"e")
-        return int(number), rest
-    if head in (b"l", b"d"):
-        values, rest = [], data[1:]
-        while not rest.startswith(b"e"):
-            value, rest = _decode(rest)
-            values.append(value)
-        if head == b"l":
-            return values, rest[1:]
-        return {key.decode(): value for key, value in zip(values[::2], values[1::2], strict=True)}, rest[1:]
-    length, _, rest = data.partition(b":")
-    return rest[: int(length)], rest[int(length) :]
-
-
-def _sdp(end: socket.socket) -> str:
-    address, port = end.getsockname()
-    lines = ["v=0", f"o=- 1 1 IN IP4 {address}", "s=-", f"c=IN IP4 {address}", "t=0 0", f"m=audio {port} RTP/AVP 0", ""]
-    return "\r\n".join(lines)
 
 
 def _cpu(pid: int) -> float:
