@@ -11,6 +11,8 @@ from dnat.system import routes, rtnetlink
 
 _AF_INET = 2
 _IFF_UP = 1
+_WITH_MACS = (1, 772)
+"""ARPHRD_ETHER and ARPHRD_LOOPBACK."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,8 @@ def _all(rtnl: Any) -> list[Interface]:
             name=message.get_attr("IFLA_IFNAME"),
             index=message["index"],
             mtu=message.get_attr("IFLA_MTU"),
-            mac=message.get_attr("IFLA_ADDRESS"),
+            # Tunnels call the address of their end so.
+            mac=message.get_attr("IFLA_ADDRESS") if message["ifi_type"] in _WITH_MACS else None,
             up=bool(message["flags"] & _IFF_UP),
             addresses=tuple(addresses.get(message["index"], ())),
         )
