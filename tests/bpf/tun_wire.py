@@ -23,7 +23,7 @@ class TunWire:
 
     def __init__(self, ends: tuple[tuple[str, str], tuple[str, str]], *, offloads: bool = True) -> None:
         """Each end is a namespace and the name of the interface to make there."""
-        self._ends = [_open(namespace, name, offloads) for namespace, name in ends]
+        self._ends = [open_tun(namespace, name, offloads=offloads) for namespace, name in ends]
         self._stop, self._stopped = os.pipe()
         self._thread = threading.Thread(target=self._carry, daemon=True)
         self._thread.start()
@@ -49,7 +49,8 @@ class TunWire:
             os.close(fd)
 
 
-def _open(namespace: str, name: str, offloads: bool) -> int:
+def open_tun(namespace: str, name: str, *, offloads: bool) -> int:
+    """Make an interface; the file descriptor is its far end."""
     with netns.enter(namespace):
         fd = os.open("/dev/net/tun", os.O_RDWR)
         flags = _TUN | _NO_PI | (_VNET_HDR if offloads else 0)

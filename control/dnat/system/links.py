@@ -82,6 +82,13 @@ def default_gateway(name: str | None = None) -> Uplink:
     )
 
 
+def default_interface() -> str | None:
+    """The interface of the best default route, also of one without a gateway, as PPP's; None: there is none."""
+    with rtnetlink.socket("read the default route") as rtnl:
+        by_index = {link.index: link.name for link in _all(rtnl)}
+        return next((by_index[r.interface] for r in routes.defaults(rtnl) if r.interface in by_index), None)
+
+
 def neighbour(address: IPv4Address) -> Uplink:
     """The way to a machine on a LAN that this one is attached to; raises PlatformError if there is none."""
     known = interfaces()
