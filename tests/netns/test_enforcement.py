@@ -188,6 +188,8 @@ def test_no_cloak_hides_a_thief(lab: Lab, who: str) -> None:
         for destination, port in targets:
             for _, packets in _cloaks({"src": lab.external, "dst": destination}, stolen, port):
                 send_frames(thief, lab, packets, source=source)
+        # The switch has to learn again where the victim is.
+        victim.run("ping", "-c", "1", "-W", "5", "10.66.0.1")
         # What comes after all of them, and is honest.
         for destination, port in targets:
             honest = IP(src=lab.external, dst=destination) / UDP(sport=own, dport=port) / Raw(b"honest")
