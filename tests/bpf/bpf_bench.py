@@ -6,7 +6,6 @@ it came). Scapy computes every checksum of what is expected, and whole packets a
 
 from __future__ import annotations
 
-import ctypes
 import struct
 import time
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
 from dnat.dataplane import abi
-from dnat.dataplane.bpf import object_get, possible_cpus, program_test_run
+from dnat.dataplane.bpf import object_get, program_test_run
 from dnat.dataplane.host import HostPlane, Policy
 from dnat.dataplane.loader import program_pin
 from dnat.dataplane.router import RouterPlane
@@ -199,9 +198,8 @@ class RouterBench(Bench):
 
     def forget_ways(self) -> None:
         """Have the kernel find hosts and destinations anew."""
-        ways, hosts = self.plane._maps["ways"], self.plane._maps["hosts"]
-        for key in ways.keys():  # noqa: SIM118
-            ways.put(key, bytes(ctypes.sizeof(abi.Way)) * possible_cpus())
+        self.plane._forget_ways()
+        hosts = self.plane._maps["hosts"]
         for key, value in hosts.items():
             host = abi.Host.from_buffer_copy(value)
             if host.asked:

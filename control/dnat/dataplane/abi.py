@@ -101,6 +101,7 @@ class Counter(enum.IntEnum):
     DROP_ERROR_UNMAPPED = 15
     DROP_UNBOUND = 20
     DROP_FILTERED = 21
+    DROP_QUOTE_DAMAGED = 22
     HOST_OUT_NATIVE = 32
     HOST_OUT_TRANSLATED = 33
     HOST_OUT_FRAGMENT = 34
@@ -141,6 +142,7 @@ _ONE_ROLE = {
         Counter.DROP_ERROR_UNBOUND,
         Counter.DROP_UNBOUND,
         Counter.DROP_FILTERED,
+        Counter.DROP_QUOTE_DAMAGED,
     },
     "router": {
         Counter.DROP_NO_OWNER,

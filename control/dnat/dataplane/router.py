@@ -4,6 +4,7 @@ the rules.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import operator
 import os
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Self
 
 from dnat.dataplane import abi, neighbours
-from dnat.dataplane.bpf import Map, object_get
+from dnat.dataplane.bpf import Map, object_get, possible_cpus
 from dnat.dataplane.loader import create_inner_owners, maps_directory
 from dnat.dataplane.maps import ZERO, Plane, index_key, octets
 from dnat.dataplane.ring import RingBuffer
@@ -157,9 +158,10 @@ class RouterPlane(Plane):
         for index in self._hosts.values():
             host = self._host(index)
             former = bytes(host)
-            host.ifindex, host.mtu = lan_ifindex, self._lan_mtu
+            host.ifindex, host.mtu, host.asked = lan_ifindex, self._lan_mtu, 0
             if bytes(host) != former:
                 self._maps["hosts"].put(index_key(index), bytes(host))
+        self._forget_ways()
         self._network = network
         return True
 
@@ -297,6 +299,12 @@ class RouterPlane(Plane):
             if IPv4Address(key) not in flags:
                 addresses.delete(key)
         addresses.put_many({address.packed: bytes(abi.Address(flag)) for address, flag in flags.items()})
+
+    def _forget_ways(self) -> None:
+        """Have the kernel find every next hop anew: they may be reached by other interfaces now."""
+        nowhere = bytes(ctypes.sizeof(abi.Way)) * possible_cpus()
+        for index in range(abi.WAYS_MAX):
+            self._maps["ways"].put(index_key(index), nowhere)
 
     def _set_externals(self, externals: set[IPv4Address]) -> None:
         present = set(self.externals())

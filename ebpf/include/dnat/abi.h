@@ -40,6 +40,7 @@ enum counter {
 	DROP_ERROR_UNMAPPED = 15,   /* router: ICMP that speaks about no port */
 	DROP_UNBOUND = 20,          /* host: for a port of the pool that no binding uses */
 	DROP_FILTERED = 21,         /* host: from an address that the binding has not sent to */
+	DROP_QUOTE_DAMAGED = 22,    /* host: an ICMP error that quotes an IP header whose checksum is wrong */
 
 	HOST_OUT_NATIVE = 32, /* sent from a port of our own, untouched */
 	HOST_OUT_TRANSLATED = 33,
