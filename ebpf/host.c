@@ -69,6 +69,8 @@ int host_in(struct __sk_buff *skb)
 	/* Our own refusal quotes the local port. */
 	if (packet.kind == KIND_ERROR && is_from_ourselves(skb))
 		return pass(HOST_LOCAL);
+	if (packet.kind == KIND_ERROR && !is_quote_intact(skb, &packet))
+		return drop(DROP_QUOTE_DAMAGED);
 	switch (local_port(config, &packet, &port)) {
 	case INBOUND_NATIVE:
 		return pass(HOST_IN_NATIVE);

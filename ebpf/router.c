@@ -66,8 +66,7 @@ static __always_inline bool is_spoofed(const struct packet *packet, const struct
 	       (packet->source & config->lan_mask) == config->lan_network;
 }
 
-/* WAN interface, ingress: to the owner of the destination port. */
-int router_wan(struct __sk_buff *skb)
+static __always_inline int from_wan(struct __sk_buff *skb)
 {
 	const struct router_config *config = router_config();
 	enum remembered remembered;
@@ -77,7 +76,7 @@ int router_wan(struct __sk_buff *skb)
 	int target;
 
 	if (!config || !config->lan_ifindex || !parse_addresses(skb, &packet) || !is_to_us(skb))
-		return VERDICT_PASS;
+		return leave_alone(skb);
 	ports = owners_get(&packet.destination);
 	if (!ports)
 		return VERDICT_PASS;
@@ -101,7 +100,32 @@ int router_wan(struct __sk_buff *skb)
 	}
 	if (target == TARGET_STACK)
 		return to_stack(&packet, address_flags(config, packet.destination));
-	return forward_to_host(skb, &packet, target, FROM_WAN, ROUTER_IN);
+	return forward_to_host(skb, &packet, config, target, FROM_WAN, ROUTER_IN);
+}
+
+/* WAN interface, ingress: to the owner of the destination port. */
+int router_wan(struct __sk_buff *skb)
+{
+	return from_wan(skb);
+}
+
+/* The same where packets come without link addresses (PPP, tunnels): what is ours gets a header, which the
+ * kernel takes off again from whatever leaves by such an interface, and ignores otherwise. */
+int router_wan_l3(struct __sk_buff *skb)
+{
+	const struct router_config *config = router_config();
+	__be16 type = TO_BE16(ETH_P_IP);
+	__be32 destination;
+
+	if (!config || !config->lan_ifindex || skb->protocol != type ||
+	    bpf_skb_load_bytes(skb, __builtin_offsetof(struct iphdr, daddr), &destination,
+			       sizeof(destination)) ||
+	    !owners_get(&destination))
+		return VERDICT_PASS;
+	if (bpf_skb_change_head(skb, ETH_HLEN, 0) ||
+	    bpf_skb_store_bytes(skb, __builtin_offsetof(struct ethhdr, h_proto), &type, sizeof(type), 0))
+		return drop(DROP_REWRITE_FAILED);
+	return from_wan(skb);
 }
 
 /* Hosts share their address, so the sender's link address belongs to the key. */
@@ -144,7 +168,7 @@ int router_lan(struct __sk_buff *skb)
 
 	if (!config || !config->lan_ifindex || !parse_addresses(skb, &packet) || !is_to_us(skb) ||
 	    is_multicast(packet.destination))
-		return VERDICT_PASS;
+		return leave_alone(skb);
 	ports = owners_get(&packet.source);
 	flags = address_flags(config, packet.destination);
 	if (!ports && !(flags & ADDRESS_EXTERNAL))
@@ -173,7 +197,7 @@ int router_lan(struct __sk_buff *skb)
 		return forward_to_wan(skb, &packet, config);
 	if (target == TARGET_STACK)
 		return flags & ADDRESS_EXTERNAL ? to_stack(&packet, flags) : pass(ROUTER_TO_SELF);
-	return forward_to_host(skb, &packet, target, FROM_LAN, ROUTER_HAIRPIN);
+	return forward_to_host(skb, &packet, config, target, FROM_LAN, ROUTER_HAIRPIN);
 }
 
 /* Loopback, egress: the router's own programs reach hosts that share the router's address. An ICMP query

@@ -4,8 +4,8 @@
 set -euo pipefail
 
 packages=(python3-venv python3-bpfcc python3-nftables python3-cryptography linux-libc-dev iproute2 nftables)
-lab_packages=(etcd-server baresip-core tcpdump iputils-ping curl ethtool coturn man-db systemd)
-lab_packages+=(dnsmasq-base isc-dhcp-client kea-dhcp4-server)
+lab_packages=(etcd-server baresip-core tcpdump iputils-ping traceroute mtr-tiny iperf3 curl ethtool coturn man-db systemd)
+lab_packages+=(dnsmasq-base isc-dhcp-client kea-dhcp4-server iptables)
 # The role sip, and the other phones of its tests.
 lab_packages+=(kamailio kamailio-tls-modules kamailio-sqlite-modules openssl linphone-cli sip-tester)
 # What dnat is compared with.

@@ -20,6 +20,8 @@ from dnat.errors import ConfigError
 from dnat.types import PortRange
 
 ROLES = ("host", "server", "router", "sip")
+WAN_ADDRESS = "wan"
+"""In ``server.external_addresses``: whatever address the WAN has."""
 Role = Literal["host", "server", "router", "sip"]
 XdpMode = Literal["auto", "on", "off"]
 
@@ -102,7 +104,9 @@ class ReservedPorts(Struct, frozen=True, forbid_unknown_fields=True):
 class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """The ``[server]`` table."""
 
-    external_addresses: Annotated[list[str], Meta(description='a list of IPv4 addresses, as ["198.51.100.1"]')] = []
+    external_addresses: Annotated[
+        list[str], Meta(description='a list of IPv4 addresses, as ["198.51.100.1"], or ["wan"]')
+    ] = []
     listen: _Address | None = None
     """LAN address to serve; by default that of ``router.lan``, or of the interface of the default route."""
     networks: Annotated[list[str], Meta(description='a list of networks, as ["10.66.0.0/24"]')] = []
@@ -273,7 +277,10 @@ def _check_values(config: Config, source: str) -> None:
         _check_address(address, source, "host.server")
     _check_address(config.server.listen, source, "server.listen")
     for address in config.server.external_addresses:
-        _check_address(address, source, "server.external_addresses")
+        if address != WAN_ADDRESS:
+            _check_address(address, source, "server.external_addresses")
+        elif "router" not in config.roles:
+            raise ConfigError(f'{source}: server.external_addresses: "wan" needs the role "router" on the same machine')
     for network in config.server.networks:
         try:
             IPv4Network(network)

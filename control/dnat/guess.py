@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
+from dnat.config import WAN_ADDRESS
 from dnat.errors import UsageError
 from dnat.system.links import Interface
 
@@ -40,7 +41,7 @@ def guess(known: Sequence[Interface], uplink: str | None, given: Plan | None = N
         return Plan(role, lan=given.lan, server=given.server)
     lan = given.lan or next((link.name for link in candidates if link.name != wan and _is_private(link)), None)
     lan = lan or next(iter(beside), None)
-    own = next((str(link.addresses[0].ip) for link in known if link.name == wan and link.addresses), None)
+    own = next((_shared(link) for link in known if link.name == wan and link.addresses), None)
     return Plan(role, lan=lan, wan=wan, external=given.external or ((own,) if own else ()))
 
 
@@ -65,6 +66,8 @@ def check(plan: Plan, known: Sequence[Interface]) -> None:
         if name is not None and name not in names:
             raise UsageError(f"no interface called {name}; there are: {', '.join(names)}")
     for text in (*plan.external, *([plan.server] if plan.server else [])):
+        if text == WAN_ADDRESS and plan.role == "router":
+            continue
         try:
             IPv4Address(text)
         except ValueError:
@@ -83,11 +86,16 @@ def render(plan: Plan, known: Sequence[Interface]) -> str:
         return "\n".join(lines) + "\n"
     own = {str(address.ip) for link in known for address in link.addresses}
     quoted = ", ".join(f'"{text}"' for text in plan.external)
-    kind = "the router's own" if set(plan.external) & own else "routed to this router"
+    kind = "the router's own" if set(plan.external) & {*own, WAN_ADDRESS} else "routed to this router"
     lines += ['roles = ["server", "router"]', "", "[server]"]
     lines += [f"external_addresses = [{quoted}]    # {kind}", ""]
     lines += ["[router]", f'lan = "{plan.lan}"', f'wan = "{plan.wan}"']
     return "\n".join(lines) + "\n"
+
+
+def _shared(wan: Interface) -> str:
+    """The WAN's own address; of PPP, whatever it is: another one comes with each session."""
+    return str(wan.addresses[0].ip) if wan.mac else WAN_ADDRESS
 
 
 def _is_private(link: Interface) -> bool:

@@ -38,6 +38,9 @@ MAC_A = "02:00:00:00:00:0a"
 MAC_B = "02:00:00:00:00:0b"
 MAC_ROUTER = "00:00:00:00:00:00"
 """What a test run takes for the address of the interface."""
+MAC_REMOTE = "02:00:00:00:00:0e"
+"""Of the gateway outside."""
+MACS = {HOST_A: MAC_A, HOST_B: MAC_B, REMOTE: MAC_REMOTE}
 LAN = IPv4Network("10.66.0.0/24")
 
 NATIVE = PortRange(20000, 20015)
@@ -170,9 +173,38 @@ class RouterBench(Bench):
     plane: RouterPlane
     network = LAN
     lan_ifindex = wan_ifindex = 1
+    lan_mac, wan_mac = bytes.fromhex("020000000001"), bytes(6)
 
     def __init__(self, pins: Path) -> None:
         super().__init__(pins, RouterPlane.open(pins))
+        self.receivers: list[str] = []
+        """To whom packets were sent on whose link addresses the programs wrote themselves."""
+
+    def run(self, program: str, packet: Packet | bytes, context: bytes = b"") -> Outcome:
+        """A packet that the programs addressed themselves gets its former link addresses back, after a look at the new
+        ones: those of others the kernel would write.
+        """
+        outcome = super().run(program, packet, context)
+        if outcome.verdict != REDIRECT or outcome.packet[:12] == bytes(packet)[:12]:
+            return outcome
+        return Outcome(REDIRECT, self.readdressed(bytes(packet), outcome.packet), outcome.counted)
+
+    def readdressed(self, packet: bytes, left: bytes) -> bytes:
+        """What left, with the link addresses that it came with."""
+        (receiver,) = (address for address, known in MACS.items() if mac(known) == left[:6])
+        assert left[6:12] == (self.wan_mac if receiver == REMOTE else self.lan_mac), "the source is the interface"
+        self.receivers.append(receiver)
+        return packet[:12] + left[12:]
+
+    def forget_ways(self) -> None:
+        """Have the kernel find hosts and destinations anew."""
+        self.plane._forget_ways()
+        hosts = self.plane._maps["hosts"]
+        for key, value in hosts.items():
+            host = abi.Host.from_buffer_copy(value)
+            if host.asked:
+                host.asked = 0
+                hosts.put(key, bytes(host))
 
     def reset(self) -> None:
         super().reset()
@@ -186,6 +218,7 @@ class RouterBench(Bench):
             wan_address=IPv4Address(OWN_EXTERNAL),
             lan_mtu=1500,
             wan_mtu=1500,
+            lan_mac=self.lan_mac,
         )
         for slot in list(self.plane._maps["waiting"].keys()):
             self.plane._maps["waiting"].delete(slot)
@@ -197,6 +230,7 @@ class RouterBench(Bench):
             for host, ports in ((HOST_A, PortRange(20000, 20015)), (HOST_B, PortRange(20016, 20031)))
         )
         self.plane.set_macs({IPv4Address(HOST_A): mac(MAC_A), IPv4Address(HOST_B): mac(MAC_B)})
+        self.forget_ways()
         self.plane.drain_offences()
         self.plane._maps["offence_budget"].put(struct.pack("=I", 0), bytes(abi.OffenceBudget()))
 

@@ -20,6 +20,8 @@ LINKS: dict[str, dict[str, Any]] = {
     "offloads": {},
     "no offloads": {"offloads": False},
     "jumbo": {"mtu": 9000},
+    "no link addresses": {"tun": True},
+    "no link addresses or offloads": {"tun": True, "offloads": False},
 }
 """Links that real traffic is tried on."""
 

@@ -164,6 +164,8 @@ class HostModel:
             return self._unchanged(frame, verdict, left, PASS, "host_in_native")
         if parsed.kind == "error" and frame[0:6] == frame[6:12]:
             return self._unchanged(frame, verdict, left, PASS, "host_local")
+        if parsed.kind == "error" and residue(frame[parsed.l4 + 8 : parsed.quoted]):
+            return self._unchanged(frame, verdict, left, DROP, "drop_quote_damaged")
         key = (parsed.port_class, parsed.destination_port)
         local = self.inward.get(key)
         if local is None and key in self.pool:

@@ -15,6 +15,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from bpf_bench import EXTERNAL, HOST_A, HOST_B, OWN_EXTERNAL, POOL, REMOTE, ROUTER
+from tun_wire import TunWire
 
 from dnat.dataplane import attach, loader
 from dnat.dataplane.host import HostPlane
@@ -33,13 +34,19 @@ _numbers = itertools.count(1)
 class Network:
     """The namespaces, their interfaces and the planes; ``external`` is shared by hosts ``a`` and ``b``."""
 
-    def __init__(self, *, own: bool, offloads: bool = True, vlan: int | None = None, mtu: int = 1500) -> None:
-        """With ``vlan``, every node but the switch sits on tagged links; ``mtu`` is every link's."""
+    def __init__(
+        self, *, own: bool, offloads: bool = True, vlan: int | None = None, mtu: int = 1500, tun: bool = False
+    ) -> None:
+        """With ``vlan``, every node but the switch sits on tagged links; ``mtu`` is every link's; ``tun``: the WAN has
+        no link addresses.
+        """
         self.external = OWN_EXTERNAL if own else EXTERNAL
         self.own = own
         self._prefix = f"bpf{os.getpid()}-{next(_numbers)}"
         self.offloads = offloads
         self._vlan = vlan
+        self._tun = tun
+        self._tun_wire: TunWire | None = None
         self.mtu = mtu
         self._planes: list[HostPlane | RouterPlane] = []
         self.hosts: dict[str, HostPlane] = {}
@@ -99,7 +106,13 @@ class Network:
         for node, interface in ends:
             self._veth(node, interface, "switch", node)
             self.run("switch", f"ip link set dev {node} master br0")
-        self._veth("router", "wan", "ext", "eth0")
+        if self._tun:
+            ends = (self._name("router"), "wan"), (self._name("ext"), "eth0")
+            self._tun_wire = TunWire(ends, offloads=self.offloads)
+            self.run("router", "ip link set wan up")
+            self.run("ext", "ip link set eth0 up")
+        else:
+            self._veth("router", "wan", "ext", "eth0")
         self.run("router", f"ip addr add {ROUTER}/24 dev lan; ip addr add {OWN_EXTERNAL}/24 dev wan")
         self.run("ext", f"ip addr add {REMOTE}/24 dev eth0; ip route add {EXTERNAL}/32 via {OWN_EXTERNAL}")
         self._sysctl("router", {"ip_forward": 1, "conf/lan/accept_local": 1, "conf/lan/rp_filter": 0})
@@ -159,7 +172,7 @@ class Network:
                 for node in ADDRESSES
                 for ports in (OWN_PORTS[node], POOLS[node])
             )
-            _attach(pins["router"], ("router_wan", "wan", "ingress"))
+            _attach(pins["router"], ("router_wan_l3" if self._tun else "router_wan", "wan", "ingress"))
             _attach(pins["router"], ("router_lan", "lan", "ingress"))
             if self.own:
                 _attach(pins["router"], ("router_loop", "lo", "egress"))
@@ -183,6 +196,8 @@ class Network:
     def close(self) -> None:
         for plane in self._planes:
             plane.close()
+        if self._tun_wire:
+            self._tun_wire.close()
         for node in NODES:
             netns.delete(self._name(node))
 

@@ -1,4 +1,4 @@
-"""The host programs against the model: a million packets, valid, nearly valid and not at all."""
+"""The host programs against the model: packets valid, nearly valid and not at all."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from dnat.dataplane import abi
 from dnat.system import netns
 from dnat.types import PortRange, Protocol
 
-PACKETS = int(os.environ.get("DNAT_MODEL_PACKETS", "1000000"))
+PACKETS = int(os.environ.get("DNAT_MODEL_PACKETS", "1000000")) * 7 // 10
+"""The rest is for the router."""
 ROUND = 5000
 """Packets until ports and bindings are others."""
 OUT = {"src": EXTERNAL, "dst": REMOTE}
@@ -106,7 +107,7 @@ def random_host(host: HostBench, chance: random.Random) -> HostModel:
     return HostModel(external, expand(native), drawn, whole, for_good)
 
 
-def test_a_million_packets_are_treated_as_the_model_says(host: HostBench, own_namespace: None) -> None:
+def test_packets_are_treated_as_the_model_says(host: HostBench, own_namespace: None) -> None:
     seed = random.randrange(2**32)
     chance = random.Random(seed)
     ports = [4000, 4001, 4002, 4003, 9, 53, *range(19998, 20140, 7), *range(29990, 30140), 65535, 0]

@@ -63,6 +63,13 @@ def with_options(packet: IP) -> IP:
     return packet
 
 
+def damaged(packet: IP) -> IP:
+    """With another TTL than its checksum says."""
+    copy = ether(IP(bytes(packet[IP])))
+    copy[IP].ttl -= 1
+    return copy
+
+
 OUT = [
     Case("native UDP passes", udp(20000, 7), PASS, "host_out_native"),
     Case("native TCP passes", tcp(20015, 80), PASS, "host_out_native"),
@@ -369,6 +376,19 @@ IN = [
         bindings={(UDP_, 4000): 30002},
     ),
     Case(
+        "an error that quotes a damaged header",
+        error(damaged(udp(30002, 53)), src=REMOTE, dst=EXTERNAL),
+        DROP,
+        "drop_quote_damaged",
+        bindings={(UDP_, 4000): 30002},
+    ),
+    Case(
+        "an error that quotes a damaged header, about a port of our own",
+        error(damaged(with_options(udp(20000, 53))), src=REMOTE, dst=EXTERNAL),
+        DROP,
+        "drop_quote_damaged",
+    ),
+    Case(
         "an error that quotes too little is left alone",
         error(udp(30002, 53), src=REMOTE, dst=EXTERNAL, octets=24),
         PASS,
@@ -481,3 +501,18 @@ def test_timestamp_queries_are_translated_like_pings(host: HostBench) -> None:
         ends = {"src": EXTERNAL, "dst": REMOTE} if program == "host_out" else {"src": REMOTE, "dst": EXTERNAL}
         outcome = host.run(program, ether(IP(**ends, flags="DF") / ICMP(type=kind, id=before)))
         assert outcome.packet == bytes(ether(IP(**ends, flags="DF") / ICMP(type=kind, id=after)))
+
+
+def test_fragments_on_the_loopback_that_contradict_the_first(host: HostBench) -> None:
+    ends = {"src": EXTERNAL, "dst": EXTERNAL, "id": 5}
+
+    def first(port: int) -> IP:
+        return ether(IP(flags="MF", **ends) / UDP(sport=20001, dport=port, len=48, chksum=0) / Raw(bytes(16)))
+
+    def later(offset: int) -> IP:
+        return ether(IP(proto=17, frag=offset, **ends) / Raw(bytes(8)))
+
+    host.check("host_loop", Case("to another host", first(20016), REDIRECT, "host_hairpin"))
+    host.check("host_loop", Case("over the ports", later(1), DROP, "drop_fragment_overlap"))
+    host.check("host_loop", Case("behind them", later(4), REDIRECT, "host_hairpin"))
+    host.check("host_loop", Case("to ourselves, all of a sudden", first(20000), DROP, "drop_fragment_overlap"))

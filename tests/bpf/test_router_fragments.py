@@ -220,3 +220,13 @@ def test_hosts_have_rooms_of_their_own(router: RouterBench) -> None:
         packet = IP(src=EXTERNAL, dst=REMOTE, proto=17, id=number, frag=2) / Raw(b"x" * 16)
         router.check("router_lan", held("room", ether(packet, source=(MAC_A, MAC_B)[host])))
     assert len(waiting(router)) == 2 * abi.WAITING_SLOTS
+
+
+def test_the_first_fragment_frees_those_that_waited(router: RouterBench) -> None:
+    """It enters again, too, ahead of them; what becomes of them is tested on the wire."""
+    first, middle, last = inbound()
+    for packet in (last, middle):
+        router.check("router_wan", held("early", packet))
+    outcome = router.run("router_wan", first)
+    assert (outcome.verdict, outcome.counted) == (TAKEN, {"router_fragment_released": 2})
+    assert waiting(router) == []

@@ -5,6 +5,7 @@ That both together come to the same verdicts as TC alone is tested with all othe
 
 from __future__ import annotations
 
+import ctypes
 from ipaddress import IPv4Address
 
 import pytest
@@ -15,8 +16,10 @@ from bpf_bench import (
     MAC_B,
     OTHER_EXTERNAL,
     OWN_EXTERNAL,
+    REDIRECT,
     REMOTE,
     Outcome,
+    RouterBench,
     echo,
     error,
     ether,
@@ -50,7 +53,7 @@ TAKEN = [
     ("program", "packet", "receiver"), [(p, k, r) for p, _, k, r in TAKEN], ids=[f"{p}: {s}" for p, s, _, _ in TAKEN]
 )
 def test_plain_packets_are_taken(router_xdp: RouterXdpBench, program: str, packet: Packet, receiver: str) -> None:
-    router_xdp.use_neighbour()
+    router_xdp.run(program, packet)
     taken = router_xdp.run_xdp(program, packet)
     assert taken is not None
     found, left = taken
@@ -99,31 +102,87 @@ PASSED = [
 
 @pytest.mark.parametrize(("program", "packet"), [(p, k) for p, _, k in PASSED], ids=[f"{p}: {s}" for p, s, _ in PASSED])
 def test_others_are_left_to_tc(router_xdp: RouterXdpBench, program: str, packet: Packet) -> None:
-    router_xdp.use_neighbour()
+    warm(router_xdp)
     assert router_xdp.run_xdp(program, packet) is None
 
 
-def test_now_and_then_a_packet_goes_out_by_tc_to_keep_the_neighbour_alive(router_xdp: RouterXdpBench) -> None:
+def warm(router: RouterXdpBench) -> None:
+    """Have the packets to both hosts that go by TC now and then behind us."""
+    for port in (20000, 20016):
+        router.run("router_wan", udp(7, port, **IN))
+
+
+def test_the_first_packet_to_a_host_goes_by_tc_to_keep_the_neighbour_alive(router_xdp: RouterXdpBench) -> None:
+    packet = udp(7, 20000, **IN)
+    assert router_xdp.run_xdp("router_wan", packet) is None
+    assert router_xdp.run_xdp("router_wan", packet) is None, "until TC has seen one"
+    router_xdp.run("router_wan", packet)
+    assert router_xdp.run_xdp("router_wan", packet) is not None
+
+
+def age_ways(router: RouterXdpBench) -> int:
+    """Let what is known of ways to destinations be too old; returns how many there are."""
+    ways, size, aged = router.plane._maps["ways"], ctypes.sizeof(abi.Way), 0
+    for key in ways.keys():  # noqa: SIM118
+        values = bytearray(ways.get(key) or b"")
+        known = [abi.Way.from_buffer(values, start) for start in range(0, len(values), size)]
+        aged += sum(way.expires > 0 for way in known)
+        for way in known:
+            way.expires = 0
+        del known
+        ways.put(key, bytes(values))
+    return aged
+
+
+def test_now_and_then_a_packet_goes_out_by_tc_to_look_for_the_way_again(router_xdp: RouterXdpBench) -> None:
     packet = udp(20000, 7)
+    assert router_xdp.run_xdp("router_lan", packet) is not None
+    assert age_ways(router_xdp) == 1
+    assert router_xdp.run_xdp("router_lan", packet) is None
+    sent = len(router_xdp.receivers)
+    RouterBench.run(router_xdp, "router_lan", packet)
+    assert len(router_xdp.receivers) == sent, "the kernel finds the neighbour"
+    assert router_xdp.run_xdp("router_lan", packet) is not None
+    # TC may have seen it on another CPU.
+    age_ways(router_xdp)
     assert router_xdp.run_xdp("router_lan", packet) is None
     assert router_xdp.run_xdp("router_lan", packet) is not None
 
 
+def test_at_tc_a_way_is_looked_for_now_and_then(router_xdp: RouterXdpBench) -> None:
+    packet = udp(20000, 7)
+    for known in (True, False, True):
+        sent = len(router_xdp.receivers)
+        assert RouterBench.run(router_xdp, "router_lan", packet).verdict == REDIRECT
+        assert (len(router_xdp.receivers) > sent) is known
+        if known:
+            age_ways(router_xdp)
+
+
+def test_ways_differ_by_destination_source_and_class_of_service(router_xdp: RouterXdpBench) -> None:
+    first = udp(20000, 7)
+    others = [udp(20000, 7, dst="203.0.113.77"), udp(20000, 7, src=OWN_EXTERNAL), udp(20000, 7)]
+    others[2][IP].tos = 0xB8
+    del others[2][IP].chksum
+    assert router_xdp.run_xdp("router_lan", first) is not None
+    assert [router_xdp.run_xdp("router_lan", packet) is None for packet in others] == [True, False, False]
+    assert age_ways(router_xdp) == 3
+
+
 def test_a_neighbour_that_is_not_known_is_for_tc_to_find(router_xdp: RouterXdpBench) -> None:
-    router_xdp.use_neighbour()
     assert router_xdp.run_xdp("router_lan", udp(20000, 7, dst="203.0.113.77")) is None
 
 
 def test_a_host_whose_link_address_is_not_known_is_for_tc_to_find(router_xdp: RouterXdpBench) -> None:
+    warm(router_xdp)
     router_xdp.plane.set_macs({IPv4Address(HOST_A): bytes(6)})
-    router_xdp.use_neighbour()
     assert router_xdp.run_xdp("router_wan", udp(7, 20000, **IN)) is None
     assert router_xdp.run_xdp("router_lan", udp(20000, 7)) is None
 
 
 @pytest.mark.parametrize("link", [abi.LINK_LAN, abi.LINK_WAN])
 def test_without_its_links_xdp_passes_all(router_xdp: RouterXdpBench, link: int) -> None:
-    router_xdp.use_neighbour()
+    warm(router_xdp)
     kept = {
         number: (index, bytes(6))
         for number, index in ((abi.LINK_LAN, router_xdp.lan_ifindex), (abi.LINK_WAN, router_xdp.wan_ifindex))
@@ -135,7 +194,7 @@ def test_without_its_links_xdp_passes_all(router_xdp: RouterXdpBench, link: int)
 
 
 def test_what_xdp_sends_is_counted_like_what_tc_sends(router_xdp: RouterXdpBench) -> None:
-    router_xdp.use_neighbour()
+    warm(router_xdp)
     outcome = router_xdp.run("router_wan", udp(7, 20000, **IN))
     assert isinstance(outcome, Outcome)
     assert outcome.counted == {"router_in": 1}
@@ -143,5 +202,5 @@ def test_what_xdp_sends_is_counted_like_what_tc_sends(router_xdp: RouterXdpBench
 
 
 def test_a_host_with_another_link_address_is_not_the_sender(router_xdp: RouterXdpBench) -> None:
-    router_xdp.use_neighbour()
+    warm(router_xdp)
     assert router_xdp.run_xdp("router_lan", ether(udp(20000, 7)[IP], source=MAC_B)) is None

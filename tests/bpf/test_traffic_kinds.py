@@ -1,4 +1,4 @@
-"""Kinds of packets that are rare: no checksum, UDP-Lite, SCTP and DCCP, options of IP, tags, and packets whose
+"""Kinds of packets that are rare: no checksum, UDP-Lite, SCTP and DCCP, options of IP, and packets whose
 checksum the device is to complete.
 """
 
@@ -14,7 +14,6 @@ import pytest
 from bpf_bench import REMOTE, ROUTER
 from network import OWN_PORTS, Network
 from scapy.layers.inet import ICMP, IP, UDP
-from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
 UDP_SOCKET, TCP_SOCKET, RAW = socket.SOCK_DGRAM, socket.SOCK_STREAM, socket.SOCK_RAW
@@ -176,26 +175,6 @@ def test_segments_that_do_not_fit_the_way_out(network: Network, port: int) -> No
         network.run("router", f"ip link set wan mtu {network.mtu}")
         network.configure_router()
         network.run("a", "ip route flush cache")
-
-
-def test_tagged_frames_on_an_untagged_interface_are_others(network: Network) -> None:
-    """Whoever wants the tag's network has an interface of its own for it."""
-    with network.inside("ext"):
-        link = network.link("ext", "eth0")
-        frames = socket.socket(socket.AF_PACKET, RAW)
-        frames.bind(("eth0", 0))
-    packet = IP(src=REMOTE, dst=network.external) / UDP(sport=9, dport=NATIVE) / Raw(b"tagged")
-    ethernet = Ether(src=link, dst=network.link("router", "wan"))
-    with frames, network.socket("a", UDP_SOCKET, NATIVE) as host:
-        before = network.router.counters()
-        frames.send(bytes(ethernet / Dot1Q(vlan=20) / packet))
-        frames.send(bytes(ethernet / packet))
-        assert host.recv(100) == b"tagged"
-        after = network.router.counters()
-        assert after["router_in"] == before["router_in"] + 1
-        host.settimeout(0.2)
-        with pytest.raises(TimeoutError):
-            host.recv(100)
 
 
 def test_the_router_names_itself_to_hosts(network: Network) -> None:

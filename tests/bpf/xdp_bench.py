@@ -8,7 +8,7 @@ import socket
 import subprocess
 from pathlib import Path
 
-from bpf_bench import HOST_A, HOST_B, MAC_A, MAC_B, OWN_EXTERNAL, REDIRECT, REMOTE, Outcome, RouterBench, mac, udp
+from bpf_bench import MAC_REMOTE, OWN_EXTERNAL, REDIRECT, REMOTE, Outcome, RouterBench, mac
 from scapy.packet import Packet
 
 from dnat.dataplane import abi
@@ -17,8 +17,7 @@ from dnat.dataplane.loader import program_pin
 from dnat.system import netns
 
 XDP_PASS, XDP_REDIRECT = 2, 4
-MAC_REMOTE = "02:00:00:00:00:0e"
-MACS = {HOST_A: MAC_A, HOST_B: MAC_B, REMOTE: MAC_REMOTE}
+MAC_WAN = "02:00:00:00:00:02"
 
 _numbers = itertools.count(1)
 
@@ -26,9 +25,10 @@ _numbers = itertools.count(1)
 class RouterXdpBench(RouterBench):
     """As ``RouterBench``; ``run`` gives what XDP and TC make of a packet together.
 
-    To be used in the namespace of ``build_wires``. What XDP sent on gets its former link addresses back, after a look
-    at the new ones, for TC leaves them to the kernel.
+    To be used in the namespace of ``build_wires``.
     """
+
+    lan_mac, wan_mac = bytes(6), mac(MAC_WAN)
 
     def __init__(self, pins: Path) -> None:
         self.lan_ifindex, self.wan_ifindex = socket.if_nametoindex("lan"), socket.if_nametoindex("wan")
@@ -38,7 +38,7 @@ class RouterXdpBench(RouterBench):
     def reset(self) -> None:
         super().reset()
         self.plane.set_links({})
-        # All zero is also what a test run takes for the interface's own address at TC.
+        # Frames of the tests are addressed to what a test run takes for the interface's own address at TC.
         self.plane.set_links({abi.LINK_LAN: (self.lan_ifindex, bytes(6)), abi.LINK_WAN: (self.wan_ifindex, bytes(6))})
 
     def run(self, program: str, packet: Packet | bytes, context: bytes = b"") -> Outcome:
@@ -61,13 +61,8 @@ class RouterXdpBench(RouterBench):
             assert left == bytes(packet)
             return None
         assert verdict == XDP_REDIRECT
-        assert left[6:12] == bytes(6), "the source is the interface"
-        (receiver,) = (address for address, known in MACS.items() if mac(known) == left[:6])
-        return receiver, left
-
-    def use_neighbour(self) -> None:
-        """Have the packet that goes out by TC now and then behind us, for less than a second."""
-        self.run_xdp("router_lan", udp(20000, 7))
+        self.readdressed(bytes(packet), left)
+        return self.receivers[-1], left
 
     def close(self) -> None:
         for fd in self._at_xdp.values():
@@ -81,7 +76,7 @@ def build_wires() -> str:
     with netns.enter(name):
         for command in (
             "ip link add lan type veth peer name lan-far",
-            "ip link add wan type veth peer name wan-far",
+            f"ip link add wan address {MAC_WAN} type veth peer name wan-far",
             "ip link set lan up",
             "ip link set lan-far up",
             "ip link set wan up",

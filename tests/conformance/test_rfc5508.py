@@ -93,6 +93,19 @@ def test_req_3(lab: Lab, phone: Node, native: bool) -> None:
 
 
 @both_ways
+def test_req_3a(lab: Lab, phone: Node, native: bool) -> None:
+    with talking(lab, phone, native) as (inside, quoted):
+        careless = bytearray(bytes(quoted))
+        careless[8] -= 1
+        before = phone.counter("drop_quote_damaged")
+        raw.send(lab["ext"], [error(bytes(careless), lab.ext, lab.external)])
+        assert wire.is_not_told(inside)
+        assert phone.counter("drop_quote_damaged") == before + 1
+        raw.send(lab["ext"], [error(bytes(quoted), lab.ext, lab.external)])
+        assert wire.told(inside) == wire.Told(lab.ext, 3, 1)
+
+
+@both_ways
 @pytest.mark.parametrize("outer", [[], ROUTER_ALERT], ids=["plain", "options"])
 def test_req_3b(lab: Lab, phone: Node, native: bool, outer: list[IPOption]) -> None:
     with talking(lab, phone, native) as (inside, quoted):

@@ -6,12 +6,13 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import pytest
 import raw
 from nodes import SILENCE, Lab, Node, eventually
-from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.l2 import Ether
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption
+from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
 from dnat.dataplane import abi
@@ -31,9 +32,15 @@ def send_frames(node: Node, lab: Lab, packets: Iterable[Packet], source: str | N
         # Straight to the driver, as an attacker's machine would.
         frames.setsockopt(_SOL_PACKET, _PACKET_QDISC_BYPASS, 1)
         frames.bind(("eth0", 0))
-        header = bytes.fromhex((router + own).replace(":", "")) + b"\x08\x00"
+        addresses = bytes.fromhex((router + own).replace(":", ""))
         for packet in packets:
-            frames.send(header + bytes(packet))
+            tagged = isinstance(packet, Dot1Q | Dot1AD)
+            frames.send(addresses + (b"" if tagged else b"\x08\x00") + bytes(_typed(packet) if tagged else packet))
+
+
+def _typed(tagged: Packet) -> Packet:
+    """With the type of its tag in front."""
+    return Raw(bytes(Ether() / tagged)[12:])
 
 
 _SOL_PACKET, _PACKET_QDISC_BYPASS = 263, 20
@@ -121,6 +128,95 @@ def test_a_flood_is_reported_within_limits(lab: Lab) -> None:
     assert router.counter("router_offence_unreported") >= before["router_offence_unreported"] + 2500
     lease = victim.request("--ports", "1")
     victim.dnatctl("release", str(lease["first"]))
+
+
+def _cloaks(ends: dict[str, str], port: int, to: int) -> Iterator[tuple[str, list[Packet]]]:
+    """Ways to carry a packet past a guard who looks for plain ones."""
+
+    def ip(**fields: Any) -> IP:
+        return IP(**ends, **fields)
+
+    def tags(count: int) -> Packet:
+        tagged = stolen
+        for _ in range(count):
+            tagged = Dot1Q(vlan=0, prio=5) / tagged
+        return tagged
+
+    udp, words = UDP(sport=port, dport=to), Raw(b"stolen")
+    stolen = ip(id=1) / udp / words
+    first, later = bytes(UDP(sport=port, dport=to, len=40, chksum=0)), Raw(b"stolen  stolen  ")
+    yield "plain", [stolen]
+    yield "a priority", [tags(1)]
+    yield "two priorities", [tags(2)]
+    yield "seven priorities", [tags(7)]
+    yield "a provider's priority", [Dot1AD(vlan=0) / stolen]
+    yield "options", [ip(options=[IPOption(b"\x94\x04\0\0")]) / udp / words]
+    yield "a loose source route", [ip(options=[IPOption(b"\x83\x07\x04\xcb\x00\x71\x02\x00")]) / udp / words]
+    yield (
+        "fragments",
+        [ip(proto=17, id=76, flags="MF") / Raw(first + bytes(later)), ip(proto=17, id=76, frag=3) / later],
+    )
+    early = ip(proto=17, id=77, frag=1) / later
+    yield "the later fragment first", [early, ip(proto=17, id=77, flags="MF") / Raw(first)]
+    yield "longer than it says", [Raw(bytes(stolen) + b"trailer")]
+    yield "a wrong checksum", [Raw(bytes(stolen)[:10] + b"\xde\xad" + bytes(stolen)[12:])]
+    yield (
+        "an error about it",
+        [
+            ip()
+            / ICMP(type=3, code=3)
+            / Raw(bytes(IP(src=ends["dst"], dst=ends["src"]) / UDP(sport=to, dport=port)) + b"stolen")
+        ],
+    )
+    yield "a ping", [ip() / ICMP(id=port) / words]
+    yield "UDP-Lite", [ip(proto=136) / Raw(bytes(udp) + b"stolen")]
+    yield "DCCP", [ip(proto=33) / Raw(first + b"stolen")]
+    yield "no ports", [ip(proto=47) / Raw(b"stolen")]
+
+
+@pytest.mark.parametrize("who", ["the thief", "nobody", "the thief in the victim's coat"])
+def test_no_cloak_hides_a_thief(lab: Lab, who: str) -> None:
+    """Tags, options, fragments: what is sent from a port of somebody else never leaves, to the outside or to hosts."""
+    victim, thief = lab["phone1"], lab["phone2"]
+    ports, own = victim.ports("ephemeral"), thief.ports("ephemeral").last
+    # Whose link address is on the frame has to be whose port is in it.
+    stolen = own if "coat" in who else ports.first
+    sources = {"the thief": None, "nobody": "02:00:00:00:00:99"}
+    source = sources.get(who, _mac(victim, "eth0"))
+    targets = ((lab.ext, OUTSIDE), (lab.external, ports.last))
+    with listening(lab["ext"]) as outside, listening(victim) as inside:
+        for destination, port in targets:
+            for _, packets in _cloaks({"src": lab.external, "dst": destination}, stolen, port):
+                send_frames(thief, lab, packets, source=source)
+        # The switch has to learn again where the victim is.
+        victim.run("ping", "-c", "1", "-W", "5", "10.66.0.1")
+        # What comes after all of them, and is honest.
+        for destination, port in targets:
+            honest = IP(src=lab.external, dst=destination) / UDP(sport=own, dport=port) / Raw(b"honest")
+            send_frames(thief, lab, [honest])
+        for seen in (outside, inside):
+            assert [Ether(frame) for frame in until(seen, b"honest") if b"stolen" in frame] == []
+
+
+@contextlib.contextmanager
+def listening(node: Node) -> Iterator[socket.socket]:
+    """All that arrives at a node's interface."""
+    with netns.enter(node.namespace):
+        seen = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+    with seen:
+        seen.bind(("eth0", 3))
+        seen.settimeout(5)
+        yield seen
+
+
+def until(seen: socket.socket, words: bytes) -> list[bytes]:
+    """Arriving frames up to that with these words, and it."""
+    frames = []
+    while not frames or words not in frames[-1]:
+        frame, (*_, kind, _, _) = seen.recvfrom(3000)
+        if kind != socket.PACKET_OUTGOING:
+            frames.append(frame)
+    return frames
 
 
 FOREIGN = ["10.66.0.11", "10.66.0.1", "EXTERNAL"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from inside import ip, run
@@ -27,30 +29,76 @@ def own_phone(prefix: str) -> Iterator[Lab]:
         builder.destroy(prefix)
 
 
-@pytest.fixture
-def container(own_phone: Lab) -> Iterator[str]:
-    """A container as Docker makes them: a bridge on the host, masquerading, rules in chains of Docker's own."""
-    phone, name = own_phone["phone1"].namespace, f"{own_phone.topology.prefix}-container"
+DOCKER = """
+iptables-nft -t nat -N DOCKER
+iptables-nft -t nat -A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+iptables-nft -t nat -A OUTPUT ! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j DOCKER
+iptables-nft -t nat -A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE
+iptables-nft -t nat -A DOCKER -i docker0 -j RETURN
+iptables-nft -N DOCKER
+iptables-nft -N DOCKER-ISOLATION-STAGE-1
+iptables-nft -N DOCKER-ISOLATION-STAGE-2
+iptables-nft -N DOCKER-USER
+iptables-nft -P FORWARD DROP
+iptables-nft -A FORWARD -j DOCKER-USER
+iptables-nft -A FORWARD -j DOCKER-ISOLATION-STAGE-1
+iptables-nft -A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+iptables-nft -A FORWARD -o docker0 -j DOCKER
+iptables-nft -A FORWARD -i docker0 ! -o docker0 -j ACCEPT
+iptables-nft -A FORWARD -i docker0 -o docker0 -j ACCEPT
+iptables-nft -A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j DOCKER-ISOLATION-STAGE-2
+iptables-nft -A DOCKER-ISOLATION-STAGE-1 -j RETURN
+iptables-nft -A DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP
+iptables-nft -A DOCKER-ISOLATION-STAGE-2 -j RETURN
+iptables-nft -A DOCKER-USER -j RETURN
+"""
+"""The rules of dockerd 24 for its default bridge, as iptables-save lists them."""
+LIBVIRT = """
+iptables-nft -N LIBVIRT_FWI
+iptables-nft -N LIBVIRT_FWO
+iptables-nft -N LIBVIRT_FWX
+iptables-nft -N LIBVIRT_INP
+iptables-nft -A INPUT -j LIBVIRT_INP
+iptables-nft -A FORWARD -j LIBVIRT_FWX
+iptables-nft -A FORWARD -j LIBVIRT_FWI
+iptables-nft -A FORWARD -j LIBVIRT_FWO
+iptables-nft -A LIBVIRT_FWI -d 192.168.122.0/24 -o virbr0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+iptables-nft -A LIBVIRT_FWI -o virbr0 -j REJECT --reject-with icmp-port-unreachable
+iptables-nft -A LIBVIRT_FWO -s 192.168.122.0/24 -i virbr0 -j ACCEPT
+iptables-nft -A LIBVIRT_FWO -i virbr0 -j REJECT --reject-with icmp-port-unreachable
+iptables-nft -A LIBVIRT_FWX -i virbr0 -o virbr0 -j ACCEPT
+iptables-nft -A LIBVIRT_INP -i virbr0 -p udp -m udp --dport 67 -j ACCEPT
+iptables-nft -t mangle -N LIBVIRT_PRT
+iptables-nft -t mangle -A POSTROUTING -j LIBVIRT_PRT
+iptables-nft -t mangle -A LIBVIRT_PRT -o virbr0 -p udp -m udp --dport 68 -j CHECKSUM --checksum-fill
+iptables-nft -t nat -N LIBVIRT_PRT
+iptables-nft -t nat -A POSTROUTING -j LIBVIRT_PRT
+iptables-nft -t nat -A LIBVIRT_PRT -s 192.168.122.0/24 -d 224.0.0.0/24 -j RETURN
+iptables-nft -t nat -A LIBVIRT_PRT -s 192.168.122.0/24 -d 255.255.255.255/32 -j RETURN
+iptables-nft -t nat -A LIBVIRT_PRT -s 192.168.122.0/24 ! -d 192.168.122.0/24 -p tcp -j MASQUERADE --to-ports 1024-65535
+iptables-nft -t nat -A LIBVIRT_PRT -s 192.168.122.0/24 ! -d 192.168.122.0/24 -p udp -j MASQUERADE --to-ports 1024-65535
+iptables-nft -t nat -A LIBVIRT_PRT -s 192.168.122.0/24 ! -d 192.168.122.0/24 -j MASQUERADE
+"""
+"""Those of libvirtd 9 for its network ``default``."""
+
+
+@pytest.fixture(
+    params=[("docker0", "172.17.0", 16, DOCKER), ("virbr0", "192.168.122", 24, LIBVIRT)], ids=["Docker", "libvirt"]
+)
+def guest(own_phone: Lab, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A container or virtual machine on a phone: behind a bridge, with the rules of whoever runs it."""
+    bridge, network, prefix, rules = request.param
+    phone, name = own_phone["phone1"].namespace, f"{own_phone.topology.prefix}-guest"
     netns.create(name)
     try:
-        ip(phone, f"link add docker0 type bridge; link add veth0 type veth peer name eth0 netns {name}")
-        ip(
-            phone,
-            "link set veth0 master docker0; addr add 172.17.0.1/16 dev docker0; link set docker0 up; link set veth0 up",
-        )
-        ip(name, "link set lo up; addr add 172.17.0.2/16 dev eth0; link set eth0 up; route add default via 172.17.0.1")
+        ip(phone, f"link add {bridge} type bridge; link add veth0 type veth peer name eth0 netns {name}")
+        ip(phone, f"link set veth0 master {bridge}; addr add {network}.1/{prefix} dev {bridge}")
+        ip(phone, f"link set {bridge} up; link set veth0 up")
+        ip(name, f"link set lo up; addr add {network}.2/{prefix} dev eth0; link set eth0 up")
+        ip(name, f"route add default via {network}.1")
         run(phone, "sysctl", "-qw", "net.ipv4.ip_forward=1")
-        run(
-            phone,
-            "nft",
-            "add table ip nat;"
-            "add chain ip nat POSTROUTING { type nat hook postrouting priority 100; };"
-            "add rule ip nat POSTROUTING ip saddr 172.17.0.0/16 oifname != docker0 masquerade;"
-            "add table ip filter;"
-            "add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; };"
-            "add rule ip filter FORWARD iifname docker0 accept;"
-            "add rule ip filter FORWARD oifname docker0 ct state established,related accept",
-        )
+        for rule in rules.strip().splitlines():
+            run(phone, *rule.split())
         yield name
     finally:
         netns.delete(name)
@@ -60,18 +108,130 @@ def _reaches(node: Node, lab: Lab) -> bool:
     return node.run("curl", "-sS", "-m", "2", f"http://{lab.ext}/", code=None).stdout.startswith(lab.external)
 
 
-def test_containers_reach_the_outside_and_their_rules_stay(own_phone: Lab, container: str) -> None:
+def test_guests_reach_the_outside_and_their_rules_stay(own_phone: Lab, guest: str) -> None:
     phone = own_phone["phone1"].namespace
     before = run(phone, "nft", "-s", "list", "ruleset")
-    # Docker masquerades into the host's LAN address, and the router masquerades that.
-    said = run(container, "curl", "-sS", "-m", "5", f"http://{own_phone.ext}/")
+    # The host masquerades into its LAN address, and the router masquerades that.
+    said = run(guest, "curl", "-sS", "-m", "5", f"http://{own_phone.ext}/")
     assert said.startswith("203.0.113.1:")
-    assert len(run(container, "curl", "-sS", "-m", "20", f"http://{own_phone.ext}/bytes/2000000")) == 2_000_000
-    run(container, "ping", "-c", "2", "-i", "0.2", "-W", "2", own_phone.ext)
+    assert len(run(guest, "curl", "-sS", "-m", "20", f"http://{own_phone.ext}/bytes/2000000")) == 2_000_000
+    run(guest, "ping", "-c", "2", "-i", "0.2", "-W", "2", own_phone.ext)
     assert _reaches(own_phone["phone1"], own_phone)
     own_phone["phone1"].dnatctl("down")
     assert run(phone, "nft", "-s", "list", "ruleset") == before
-    run(container, "curl", "-sS", "-m", "5", f"http://{own_phone.ext}/")
+    run(guest, "curl", "-sS", "-m", "5", f"http://{own_phone.ext}/")
+
+
+NETWORKD = """\
+set -e
+mount --make-rprivate /
+# Else it waits for udev, which runs for the machine and not for this namespace.
+mount -o remount,bind,ro /sys
+mount -t tmpfs tmpfs /run/systemd
+mkdir -p /run/systemd/network /run/systemd/netif/links /run/systemd/netif/leases /run/systemd/netif/lldp
+cp eth0.network /run/systemd/network/
+chown -R systemd-network /run/systemd/netif
+exec /lib/systemd/systemd-networkd
+"""
+ETH0 = """\
+[Match]
+Name=eth0
+[Network]
+Address=10.66.0.11/24
+Gateway=10.66.0.1
+LinkLocalAddressing=no
+"""
+
+
+@pytest.fixture
+def networkd(own_phone: Lab, tmp_path: Path) -> Iterator[Callable[[], None]]:
+    """A function that lets systemd-networkd manage the phone's interface, with its settings as they come."""
+    (tmp_path / "eth0.network").write_text(ETH0)
+    (tmp_path / "start").write_text(NETWORKD)
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> None:
+        command = ["ip", "netns", "exec", own_phone["phone1"].namespace, "unshare", "-m", "bash", "start"]
+        with (tmp_path / "log").open("wb") as log:
+            started.append(subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log))
+
+    yield start
+    for process in started:
+        process.terminate()
+        process.wait(20)
+
+
+def test_systemd_networkd_that_removes_routes_it_does_not_know(own_phone: Lab, networkd: Callable[[], None]) -> None:
+    phone = own_phone["phone1"]
+    before = phone.ports("ephemeral")
+    networkd()
+    # It has taken the interface over when the default route is its own: "proto static".
+    eventually(lambda: "proto static" in run(phone.namespace, "ip", "route", "show", "default"), "networkd has come up")
+    eventually(lambda: _reaches(phone, own_phone), "the phone speaks from the external address", REPAIR_SECONDS)
+    # A cable that is pulled and plugged in again has it put everything in order, its way.
+    ip(own_phone.topology.switch, "link set phone1 down")
+    ip(own_phone.topology.switch, "link set phone1 up")
+    eventually(lambda: _reaches(phone, own_phone), "the phone speaks from the external address again", REPAIR_SECONDS)
+    assert phone.ports("ephemeral") == before
+
+
+DHCP_SERVER = """\
+port=0
+interface=lan
+bind-interfaces
+dhcp-authoritative
+dhcp-range=10.66.0.100,10.66.0.150,2m
+dhcp-leasefile={directory}/leases
+pid-file=
+user=root
+"""
+
+
+@pytest.fixture
+def leased(own_phone: Lab, tmp_path: Path) -> Iterator[Callable[[], int]]:
+    """The phone has its LAN address by DHCP, and renews it every few seconds; gives a function that counts how often it
+    did.
+    """
+    router, phone = own_phone["router"], own_phone["phone1"]
+    phone.dnatctl("down")
+    ip(phone.namespace, "route del default; addr flush dev eth0")
+    (tmp_path / "dnsmasq.conf").write_text(DHCP_SERVER.format(directory=tmp_path))
+    (tmp_path / "dhclient.conf").write_text("supersede dhcp-renewal-time 2;\nsupersede dhcp-rebinding-time 60;\n")
+    # Debian's own script, which would write into the machine's resolv.conf.
+    script = Path("/sbin/dhclient-script").read_text().replace("/etc/resolv.conf", str(tmp_path / "resolv.conf"))
+    (tmp_path / "script").write_text(script)
+    (tmp_path / "script").chmod(0o755)
+    log = tmp_path / "log"
+    server = f"dnsmasq --keep-in-foreground --log-facility=- --conf-file={tmp_path}/dnsmasq.conf"
+    files = f"-cf {tmp_path}/dhclient.conf -lf {tmp_path}/client -pf {tmp_path}/pid -sf {tmp_path}/script"
+    started: list[subprocess.Popen[bytes]] = []
+    with log.open("wb") as output:
+        for node, command in ((router, server), (phone, f"dhclient -d {files} eth0")):
+            arguments = ["ip", "netns", "exec", node.namespace, *command.split()]
+            started.append(subprocess.Popen(arguments, stdout=output, stderr=output))
+    try:
+        eventually(lambda: "default via" in run(phone.namespace, "ip", "route"), "the phone has an address", 30)
+        phone.dnatctl("up")
+        yield lambda: log.read_text(errors="replace").count("DHCPACK(lan)")
+    finally:
+        for process in started:
+            process.terminate()
+            process.wait(20)
+
+
+def test_dhcp_with_a_real_server_and_client(own_phone: Lab, leased: Callable[[], int]) -> None:
+    """Renewals change nothing; a link that goes down has the client begin anew, and the phone goes on."""
+    phone = own_phone["phone1"]
+    assert _reaches(phone, own_phone)
+    before, ports = leased(), phone.ports("ephemeral")
+    eventually(lambda: leased() >= before + 3, "the lease has been renewed", 60)
+    assert _reaches(phone, own_phone)
+    ip(phone.namespace, "link set eth0 down")
+    ip(phone.namespace, "link set eth0 up")
+    # Debian's script puts address and route back with the next renewal's change; a user would wait, or plug in again.
+    ip(phone.namespace, "route replace default via 10.66.0.1")
+    eventually(lambda: _reaches(phone, own_phone), "the phone speaks from the external address again", REPAIR_SECONDS)
+    assert phone.ports("ephemeral") == ports
 
 
 def test_a_flap_of_the_lan_link(own_phone: Lab) -> None:

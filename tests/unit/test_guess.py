@@ -20,6 +20,7 @@ def link(name: str, *addresses: str, up: bool = True) -> Interface:
 LO = link("lo", "127.0.0.1/8")
 PHONE = [LO, link("eth0", "10.66.0.11/24")]
 ROUTER = [LO, link("eth0", "198.51.100.1/30"), link("eth1", "10.66.0.1/24")]
+DIALLED = [LO, Interface("ppp0", 2, 1492, None, True, (IPv4Interface("198.51.100.1/32"),)), ROUTER[2]]
 WITH_DOCKER = [LO, link("wlan0", "192.168.1.7/24"), link("docker0", "172.17.0.1/16")]
 
 
@@ -28,6 +29,7 @@ WITH_DOCKER = [LO, link("wlan0", "192.168.1.7/24"), link("docker0", "172.17.0.1/
     [
         (PHONE, "eth0", Plan(""), Plan("host")),
         (PHONE, None, Plan(""), Plan("host")),
+        (DIALLED, "ppp0", Plan(""), Plan("router", "eth1", "ppp0", ("wan",))),
         (WITH_DOCKER, "wlan0", Plan(""), Plan("host")),
         (ROUTER, "eth0", Plan(""), Plan("router", "eth1", "eth0", ("198.51.100.1",))),
         (ROUTER, None, Plan("", wan="eth0"), Plan("router", "eth1", "eth0", ("198.51.100.1",))),

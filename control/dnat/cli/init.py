@@ -63,10 +63,7 @@ def init(
 
 
 def _uplink() -> str | None:
-    try:
-        return links.default_gateway().interface
-    except PlatformError:
-        return None
+    return links.default_interface()
 
 
 def _ask(plan: Plan, known: list[links.Interface]) -> Plan:

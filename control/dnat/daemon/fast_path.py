@@ -46,6 +46,8 @@ class FastPath:
 
     def _objection(self, lan: Interface, wan: Interface) -> str:
         for link in (lan, wan):
+            if link.mac is None:
+                return f"packets of {link.name} have no link addresses"
             if not xdp.can_redirect(link.index):
                 return f"the driver of {link.name} has no XDP"
             if self._mode == "auto" and xdp.is_virtual_cable(link.index):

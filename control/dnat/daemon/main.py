@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from dnat import pid_file
 from dnat.config import Config
+from dnat.daemon import wan_address
 from dnat.daemon.api import ApiServer
 from dnat.daemon.host import HostRole
 from dnat.daemon.host_methods import HostMethods
@@ -113,10 +114,20 @@ class Daemon:
         if self._roles.programs is not None:
             self._roles.programs.adopt()
 
-    async def run(self) -> None:
-        """Wait for SIGTERM, SIGINT or ``stop``, then end in good order."""
-        await self._stopping.wait()
+    async def run(self, *, follow_wan: bool = False) -> bool:
+        """Wait for SIGTERM, SIGINT or ``stop``, then end in good order.
+
+        Returns whether it ended because the WAN has another address, which it waits for with ``follow_wan``.
+        """
+        waiting: set[asyncio.Task[Any]] = {asyncio.create_task(self._stopping.wait())}
+        if follow_wan:
+            waiting.add(asyncio.create_task(wan_address.changed(self._config, self._privileged)))
+        _, pending = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+        moved = not self._stopping.is_set()
         await self.stop()
+        return moved
 
     async def stop(self) -> None:
         """End the roles; the data plane stays."""
@@ -232,13 +243,14 @@ class Readiness:
                 notify.send(b"READY=1\nSTATUS=" + summary.encode())
 
 
-async def _serve(instance: Instance, config: Config, readiness: Readiness) -> None:
-    daemon = Daemon(instance, config)
+async def _serve(instance: Instance, config: Config, readiness: Readiness) -> bool:
+    """Be up until told to stop; whether to start anew, with what the machine looks like by then."""
+    daemon = Daemon(instance, await asyncio.to_thread(wan_address.resolve, config))
     try:
         summary = await daemon.start()
         log.info("up: %s", summary)
         readiness.tell(summary=summary)
-        await daemon.run()
+        return await daemon.run(follow_wan=wan_address.follows(config))
     finally:
         daemon.close()
 
@@ -247,7 +259,8 @@ def _serve_or_undo(instance: Instance, config: Config, readiness: Readiness) -> 
     """A daemon that does not come up leaves the machine as it was: untouched, or with its forerunner's data plane."""
     fresh = not Journal(instance.journal).entries
     try:
-        asyncio.run(_serve(instance, config, readiness))
+        while asyncio.run(_serve(instance, config, readiness)):
+            log.info("starting anew")
     except BaseException:
         if fresh and not readiness.up:
             for problem in tear_down(instance, keep_log=True):

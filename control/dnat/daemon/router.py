@@ -211,7 +211,7 @@ class RouterRole:
         changes = self._configure()
         changes += ensure_router_network(journal, self._lan, self._wan, shared, self._own_ports if own else None)
         hooks: list[tuple[str, str, Direction]] = [
-            ("router_wan", self._wan, "ingress"),
+            ("router_wan" if links.interface(self._wan).mac else "router_wan_l3", self._wan, "ingress"),
             ("router_lan", self._lan, "ingress"),
         ]
         if own:

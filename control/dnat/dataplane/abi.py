@@ -17,7 +17,7 @@ from dnat.types import Protocol
 
 Role = Literal["host", "router"]
 
-ABI = 2
+ABI = 3
 CLASSES = 4
 TRANSLATED_CLASSES = 3
 COUNTERS = 64
@@ -43,6 +43,8 @@ FRAGMENT_SECONDS = 2
 LINK_LAN = 0
 LINK_WAN = 1
 LINKS = 2
+WAYS_MAX = 1024
+WAY_TICKS = 100
 STAGES = 4
 ERRORS_PER_SECOND = 1000
 ERROR_KINDS = 2
@@ -99,6 +101,7 @@ class Counter(enum.IntEnum):
     DROP_ERROR_UNMAPPED = 15
     DROP_UNBOUND = 20
     DROP_FILTERED = 21
+    DROP_QUOTE_DAMAGED = 22
     HOST_OUT_NATIVE = 32
     HOST_OUT_TRANSLATED = 33
     HOST_OUT_FRAGMENT = 34
@@ -137,9 +140,9 @@ _ONE_ROLE = {
         Counter.DROP_TABLE_FULL,
         Counter.DROP_NOT_TRANSLATABLE,
         Counter.DROP_ERROR_UNBOUND,
-        Counter.DROP_REWRITE_FAILED,
         Counter.DROP_UNBOUND,
         Counter.DROP_FILTERED,
+        Counter.DROP_QUOTE_DAMAGED,
     },
     "router": {
         Counter.DROP_NO_OWNER,
@@ -306,6 +309,8 @@ class RouterConfig(ctypes.Structure):
         ("wan_mtu", ctypes.c_uint32),
         ("zero", ctypes.c_uint32),
         ("address_bits", ctypes.c_uint64),
+        ("lan_mac", Mac),
+        ("zero2", ctypes.c_uint8 * 2),
     )
 
 
@@ -323,6 +328,7 @@ class Host(ctypes.Structure):
         ("ifindex", ctypes.c_uint32),
         ("mac", Mac),
         ("mtu", ctypes.c_uint16),
+        ("asked", ctypes.c_uint64),
     )
 
 
@@ -331,7 +337,19 @@ class Link(ctypes.Structure):
         ("ifindex", ctypes.c_uint32),
         ("mac", Mac),
         ("zero", ctypes.c_uint8 * 2),
-        ("neighbour_used", ctypes.c_uint64),
+    )
+
+
+class Way(ctypes.Structure):
+    _fields_ = (
+        ("source", BigEndian4),
+        ("destination", BigEndian4),
+        ("expires", ctypes.c_uint64),
+        ("to", Mac),
+        ("from", Mac),
+        ("tos", ctypes.c_uint8),
+        ("passed", ctypes.c_uint8),
+        ("zero", ctypes.c_uint8 * 2),
     )
 
 
@@ -397,6 +415,7 @@ _STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "address": Address,
     "host": Host,
     "link": Link,
+    "way": Way,
     "offence": Offence,
     "offence_budget": OffenceBudget,
     "fragment_key": FragmentKey,
@@ -425,9 +444,9 @@ def _map(kind: MapType, key: type[ctypes._CData] | int, value: type[ctypes._CDat
 INNER_OWNERS = _map(MapType.ARRAY, 4, PortOwner, 65536)
 """What the map ``owners`` holds for each external address."""
 
-SCRATCH_SIZE = 40
+SCRATCH_SIZE = 44
 """Octets of ``struct draw``, which user space never reads."""
-PACKET_SIZE = 36
+PACKET_SIZE = 40
 """Octets of ``struct packet``, which user space never reads."""
 JOB_SIZE = PACKET_SIZE + 24
 """Octets of ``struct job``, likewise."""
@@ -460,6 +479,7 @@ MAPS: dict[Role, dict[str, MapSpec]] = {
         "owners": _map(MapType.HASH_OF_MAPS, 4, 4, EXTERNALS_MAX),
         "hosts": _map(MapType.ARRAY, 4, Host, HOSTS_MAX),
         "links": _map(MapType.ARRAY, 4, Link, LINKS),
+        "ways": _map(MapType.PERCPU_ARRAY, 4, Way, WAYS_MAX),
         "offences": _map(MapType.RINGBUF, 0, 0, OFFENCES_SIZE),
         "offence_budget": _map(MapType.ARRAY, 4, OffenceBudget, 1),
         "error_budget": _map(MapType.ARRAY, 4, OffenceBudget, ERROR_KINDS),
@@ -473,7 +493,7 @@ MAPS: dict[Role, dict[str, MapSpec]] = {
 
 PROGRAMS: dict[Role, tuple[str, ...]] = {
     "host": ("host_out", "host_in", "host_loop"),
-    "router": ("router_wan", "router_lan", "router_loop"),
+    "router": ("router_wan", "router_wan_l3", "router_lan", "router_loop"),
 }
 
 XDP_PROGRAMS: dict[Role, tuple[str, ...]] = {"host": (), "router": ("router_wan_xdp", "router_lan_xdp")}

@@ -22,14 +22,19 @@ from dnat.errors import PlatformError, UsageError
 
 Direction = Literal["ingress", "egress"]
 
+WITHOUT_LINK_ADDRESSES = "_l3"
+"""Part of the names of programs for interfaces whose packets have no link addresses."""
 PRIORITY = 210
 """Before the filters that ``tc`` numbers by itself (from 49152 down)."""
 HANDLE = 0xD4A7
 _PARENT = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
 _CLSACT = 0xFFFF0000
-_ETH_P_IP = 0x0800
+_ETH_P_ALL = 0x0003
+"""A filter for IPv4 alone would not see a frame that carries a priority."""
 _ETHERNET = 1
 _LOOPBACK = 772
+_POINT_TO_POINT = {512: "PPP", 0xFFFE: "tun", 768: "IP in IP", 776: "sit", 778: "GRE", 519: "raw IP"}
+"""ARPHRD_*, linux/if_arp.h: packets without link addresses."""
 _GONE = (errno.ENOENT, errno.ENODEV, errno.EINVAL)
 """What the kernel answers to the removal of something that is not there; EINVAL when clsact itself is
 missing.
@@ -46,7 +51,7 @@ def attach(ifname: str, direction: Direction, program_pin: Path, name: str) -> b
     """
     with IPRoute() as netlink:
         index = _index(netlink, ifname)
-        _check_link(netlink, index, ifname)
+        _check_link(netlink, index, ifname, name)
         fd = _open(program_pin)
         added = False
         try:
@@ -63,7 +68,7 @@ def attach(ifname: str, direction: Direction, program_pin: Path, name: str) -> b
                     name=name,
                     parent=_PARENT[direction],
                     prio=PRIORITY,
-                    protocol=_ETH_P_IP,
+                    protocol=_ETH_P_ALL,
                     direct_action=True,
                 )
         except PlatformError:
@@ -95,7 +100,7 @@ def detach(ifname: str, direction: Direction, *, clsact_added: bool) -> None:
                     HANDLE,
                     parent=_PARENT[direction],
                     prio=PRIORITY,
-                    protocol=_ETH_P_IP,
+                    protocol=_ETH_P_ALL,
                 )
             if clsact_added and _has_clsact(netlink, index) and not _any_filter(netlink, index):
                 netlink.tc("del", "clsact", index)
@@ -126,9 +131,15 @@ def _index(netlink: Any, ifname: str) -> int:
     raise UsageError(f"no interface called {ifname}; there are: {names}")
 
 
-def _check_link(netlink: Any, index: int, ifname: str) -> None:
+def _check_link(netlink: Any, index: int, ifname: str, program: str) -> None:
     (link,) = netlink.get_links(index)
-    if link["ifi_type"] not in (_ETHERNET, _LOOPBACK):
+    kind = link["ifi_type"]
+    if WITHOUT_LINK_ADDRESSES in program:
+        if kind not in _POINT_TO_POINT:
+            raise PlatformError(f"{ifname} is neither Ethernet nor PPP or an IP tunnel; the WAN has to be one of them")
+    elif kind in _POINT_TO_POINT:
+        raise PlatformError(f"{ifname} is not an Ethernet interface ({_POINT_TO_POINT[kind]}); a LAN has to be one")
+    elif kind not in (_ETHERNET, _LOOPBACK):
         raise PlatformError(f"{ifname} is not an Ethernet interface; the data plane needs one")
 
 

@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, IPv4Interface
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+_ETHERNET = 1
 _USE = 0x01
 """NTF_USE, linux/neighbour.h: behave as if there were a packet for the neighbour."""
 _NO_ADDRESS = 0x20 | 0x01
@@ -25,14 +26,15 @@ def local_addresses() -> list[tuple[int, IPv4Interface]]:
         ]
 
 
-def mtu(ifindex: int) -> int:
-    """Of an interface, octets; 0 if there is no such interface."""
+def link(ifindex: int) -> tuple[int, bytes]:
+    """MTU (octets) and link address of an interface; zero if there is no such interface, or it has no such address."""
     with IPRoute() as netlink:
         try:
-            (link,) = netlink.get_links(ifindex)
+            (found,) = netlink.get_links(ifindex)
         except NetlinkError:
-            return 0
-        return int(link.get_attr("IFLA_MTU") or 0)
+            return 0, bytes(6)
+        mac = found.get_attr("IFLA_ADDRESS") if found["ifi_type"] == _ETHERNET else None
+        return int(found.get_attr("IFLA_MTU") or 0), bytes.fromhex(mac.replace(":", "")) if mac else bytes(6)
 
 
 def link_addresses(ifindex: int) -> dict[IPv4Address, bytes]:

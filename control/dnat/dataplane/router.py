@@ -4,6 +4,7 @@ the rules.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import operator
 import os
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Self
 
 from dnat.dataplane import abi, neighbours
-from dnat.dataplane.bpf import Map, object_get
+from dnat.dataplane.bpf import Map, object_get, possible_cpus
 from dnat.dataplane.loader import create_inner_owners, maps_directory
 from dnat.dataplane.maps import ZERO, Plane, index_key, octets
 from dnat.dataplane.ring import RingBuffer
@@ -99,6 +100,7 @@ class RouterPlane(Plane):
         lan = next((interface for index, interface in local if index == lan_ifindex), None)
         if lan is None:
             raise PlatformError(f"the LAN interface (index {lan_ifindex}) has no IPv4 address")
+        (lan_mtu, lan_mac), (wan_mtu, _) = neighbours.link(lan_ifindex), neighbours.link(wan_ifindex)
         return self.set_network(
             lan_ifindex,
             wan_ifindex,
@@ -107,8 +109,9 @@ class RouterPlane(Plane):
             local={interface.ip for _, interface in local},
             lan_address=lan.ip,
             wan_address=next((interface.ip for index, interface in local if index == wan_ifindex), None),
-            lan_mtu=neighbours.mtu(lan_ifindex),
-            wan_mtu=neighbours.mtu(wan_ifindex),
+            lan_mtu=lan_mtu,
+            wan_mtu=wan_mtu,
+            lan_mac=lan_mac,
         )
 
     def set_network(
@@ -123,16 +126,18 @@ class RouterPlane(Plane):
         wan_address: IPv4Address | None = None,
         lan_mtu: int = 0,
         wan_mtu: int = 0,
+        lan_mac: bytes = bytes(6),
     ) -> bool:
         """As ``configure``, with what the kernel would say given: the LAN's prefix, the router's own addresses,
-        those among them that ICMP errors come from, and MTUs (octets, 0: no limit).
+        those among them that ICMP errors come from, MTUs (octets, 0: no limit), and the LAN's own link address.
         """
         if len(externals) > abi.EXTERNALS_MAX:
             raise UsageError(f"{len(externals)} external addresses; a router serves at most {abi.EXTERNALS_MAX}")
         flags = dict.fromkeys(local, abi.AddressFlag.LOCAL)
         for external, own in externals.items():
             flags[external] = abi.AddressFlag.EXTERNAL | (abi.AddressFlag.LOCAL if own else 0)
-        network = (dict(externals), lan, flags, lan_address, wan_address, lan_mtu, wan_mtu, lan_ifindex, wan_ifindex)
+        link = (lan_mtu, wan_mtu, lan_mac)
+        network = (dict(externals), lan, flags, lan_address, wan_address, link, lan_ifindex, wan_ifindex)
         if network == self._network:
             return False
         self._set_addresses(flags)
@@ -146,15 +151,17 @@ class RouterPlane(Plane):
             lan_address=octets(lan_address or _UNSPECIFIED),
             wan_address=octets(wan_address or _UNSPECIFIED),
             wan_mtu=wan_mtu,
+            lan_mac=abi.Mac(*lan_mac),
             address_bits=functools.reduce(operator.or_, (1 << abi.address_bit(one.packed) for one in flags), 0),
         )
         self._maps["config"].put(ZERO, bytes(config))
         for index in self._hosts.values():
             host = self._host(index)
             former = bytes(host)
-            host.ifindex, host.mtu = lan_ifindex, self._lan_mtu
+            host.ifindex, host.mtu, host.asked = lan_ifindex, self._lan_mtu, 0
             if bytes(host) != former:
                 self._maps["hosts"].put(index_key(index), bytes(host))
+        self._forget_ways()
         self._network = network
         return True
 
@@ -292,6 +299,12 @@ class RouterPlane(Plane):
             if IPv4Address(key) not in flags:
                 addresses.delete(key)
         addresses.put_many({address.packed: bytes(abi.Address(flag)) for address, flag in flags.items()})
+
+    def _forget_ways(self) -> None:
+        """Have the kernel find every next hop anew: they may be reached by other interfaces now."""
+        nowhere = bytes(ctypes.sizeof(abi.Way)) * possible_cpus()
+        for index in range(abi.WAYS_MAX):
+            self._maps["ways"].put(index_key(index), nowhere)
 
     def _set_externals(self, externals: set[IPv4Address]) -> None:
         present = set(self.externals())

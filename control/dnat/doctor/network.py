@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
+from dnat.config import WAN_ADDRESS
 from dnat.doctor.findings import Finding, Patient
 from dnat.system import links, sysctl
 
@@ -62,6 +63,9 @@ def _carrier(name: str) -> bool:
 
 def routes(patient: Patient) -> Iterator[Finding]:
     """Whether there is a way out."""
+    if patient.is_router and _needs_no_gateway(patient):
+        yield Finding("routes", "ok", f"default route by {patient.config.router.wan}, which needs no gateway")
+        return
     uplink = links.default_gateway()
     if patient.is_router and uplink.interface != patient.config.router.wan:
         yield Finding(
@@ -74,8 +78,17 @@ def routes(patient: Patient) -> Iterator[Finding]:
         yield Finding("routes", "ok", f"default route through {uplink.gateway} on {uplink.interface}")
 
 
+def _needs_no_gateway(patient: Patient) -> bool:
+    """Whether the way out is a WAN without link addresses: PPP, or an IP tunnel."""
+    wan = patient.config.router.wan
+    without = [link.name for link in links.interfaces() if link.mac is None]
+    return wan in without and links.default_interface() == wan
+
+
 def arp(patient: Patient) -> Iterator[Finding]:
     """Whether the gateway answers ARP."""
+    if patient.is_router and _needs_no_gateway(patient):
+        return
     uplink = links.default_gateway()
     _provoke(uplink.gateway)
     for line in Path("/proc/thread-self/net/arp").read_text().splitlines()[1:]:
@@ -168,13 +181,22 @@ def _flags(name: str) -> int:
     return int(struct.unpack("II", value)[1])
 
 
+def _wan_address(name: str) -> Finding:
+    addresses = next((link.addresses for link in links.interfaces() if link.name == name), ())
+    if addresses:
+        return Finding("address", "ok", f"{addresses[0].ip}, whatever address {name} has, is shared")
+    return Finding("address", "fail", f"{name}, whose address is to be shared, has none", "connect it, or name another")
+
+
 def external_address(patient: Patient) -> Iterator[Finding]:
     """Router: whether the shared address leads here."""
     if not patient.is_router:
         return
     own = {address.ip for link in links.interfaces() for address in link.addresses}
     for text in patient.config.server.external_addresses:
-        if IPv4Address(text) in own:
+        if text == WAN_ADDRESS:
+            yield _wan_address(patient.config.router.wan or "")
+        elif IPv4Address(text) in own:
             yield Finding("address", "ok", f"{text} is this router's own")
         elif any(IPv4Address(text) in network for network in _NOT_PUBLIC):
             yield Finding(

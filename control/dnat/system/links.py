@@ -11,6 +11,8 @@ from dnat.system import routes, rtnetlink
 
 _AF_INET = 2
 _IFF_UP = 1
+_WITH_MACS = (1, 772)
+"""ARPHRD_ETHER and ARPHRD_LOOPBACK."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,13 @@ def default_gateway(name: str | None = None) -> Uplink:
     )
 
 
+def default_interface() -> str | None:
+    """The interface of the best default route, also of one without a gateway, as PPP's; None: there is none."""
+    with rtnetlink.socket("read the default route") as rtnl:
+        by_index = {link.index: link.name for link in _all(rtnl)}
+        return next((by_index[r.interface] for r in routes.defaults(rtnl) if r.interface in by_index), None)
+
+
 def neighbour(address: IPv4Address) -> Uplink:
     """The way to a machine on a LAN that this one is attached to; raises PlatformError if there is none."""
     known = interfaces()
@@ -110,7 +119,8 @@ def _all(rtnl: Any) -> list[Interface]:
             name=message.get_attr("IFLA_IFNAME"),
             index=message["index"],
             mtu=message.get_attr("IFLA_MTU"),
-            mac=message.get_attr("IFLA_ADDRESS"),
+            # Tunnels call the address of their end so.
+            mac=message.get_attr("IFLA_ADDRESS") if message["ifi_type"] in _WITH_MACS else None,
             up=bool(message["flags"] & _IFF_UP),
             addresses=tuple(addresses.get(message["index"], ())),
         )

@@ -8,7 +8,7 @@
 
 #include <linux/types.h>
 
-#define DNAT_ABI 2
+#define DNAT_ABI 3
 
 /* Who may use a port is kept for each class of protocols; a lease for "any" covers them all. */
 enum port_class {
@@ -28,7 +28,7 @@ enum counter {
 	DROP_TABLE_FULL = 3,        /* host: no room for another binding */
 	DROP_NOT_TRANSLATABLE = 4,  /* host: not our port, and a protocol whose ports cannot be rewritten */
 	DROP_ERROR_UNBOUND = 5,     /* host: an ICMP error about a port that is not ours */
-	DROP_REWRITE_FAILED = 6,    /* host: the kernel refused to write into the packet */
+	DROP_REWRITE_FAILED = 6,    /* the kernel refused to write into the packet */
 	DROP_FRAGMENT_UNKNOWN = 7,  /* a later fragment whose first one has not been seen */
 	DROP_NO_OWNER = 8,          /* router: nobody holds the destination port */
 	DROP_NOT_OWNER = 9,         /* router: the sender does not hold the source port */
@@ -40,6 +40,7 @@ enum counter {
 	DROP_ERROR_UNMAPPED = 15,   /* router: ICMP that speaks about no port */
 	DROP_UNBOUND = 20,          /* host: for a port of the pool that no binding uses */
 	DROP_FILTERED = 21,         /* host: from an address that the binding has not sent to */
+	DROP_QUOTE_DAMAGED = 22,    /* host: an ICMP error that quotes an IP header whose checksum is wrong */
 
 	HOST_OUT_NATIVE = 32, /* sent from a port of our own, untouched */
 	HOST_OUT_TRANSLATED = 33,
@@ -217,6 +218,8 @@ struct router_config {
 	__u32 wan_mtu;      /* octets; 0: no limit */
 	__u32 zero;
 	__u64 address_bits; /* one for each entry of `addresses`, by ADDRESS_BIT */
+	__u8 lan_mac[6];    /* the LAN interface's own */
+	__u8 zero2[2];
 };
 
 /* Most packets come from or go to none of `addresses`; this spares them the look-up. */
@@ -241,6 +244,7 @@ struct host {
 	__u32 ifindex;  /* LAN interface */
 	__u8 mac[6];    /* all zero: not known yet */
 	__u16 mtu;      /* of the LAN interface, octets; 0: no limit */
+	__u64 asked;    /* ticks when the kernel last had to find this neighbour by itself */
 };
 
 /* Interfaces that XDP may send by, index into `links`. */
@@ -252,7 +256,25 @@ struct link {
 	__u32 ifindex; /* 0: not by XDP */
 	__u8 mac[6];   /* the interface's own */
 	__u8 zero[2];
-	__u64 neighbour_used; /* jiffies when a packet last went out by way of TC */
+};
+
+/* Ways out of the WAN that are remembered, on each CPU: 32 kB. A power of two. */
+#define WAYS_MAX 1024
+
+/* Ticks that a way is good for, at most a second, whatever HZ is. The packet after that takes the kernel's
+ * way, which finds changes of routes and asks now and then whether a neighbour is still there. */
+#define WAY_TICKS 100
+
+/* Way of all packets with these addresses. */
+struct way {
+	__be32 source;
+	__be32 destination;
+	__u64 expires; /* ticks */
+	__u8 to[6];    /* link address of the next hop */
+	__u8 from[6];  /* of the WAN interface */
+	__u8 tos;
+	__u8 passed; /* XDP has left it to TC to look again */
+	__u8 zero[2];
 };
 
 struct offence {

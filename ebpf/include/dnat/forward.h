@@ -11,6 +11,7 @@
 #include <dnat/owners.h>
 #include <dnat/parse.h>
 #include <dnat/stages.h>
+#include <dnat/ways.h>
 
 /* SCTP's segments have sizes of their own (GSO_BY_FRAGS); their sender made them fit its path. */
 #define SEGMENTS_UNEQUAL 0xffff
@@ -28,6 +29,19 @@ static __always_inline bool decrease_ttl(struct __sk_buff *skb)
 	ip->check = checksum + (checksum >= 0xffff);
 	ip->ttl -= 1;
 	return true;
+}
+
+/* Out of an interface to a link address that is known. */
+static __always_inline int send_on_link(struct __sk_buff *skb, __u32 ifindex, const __u8 *to,
+					const __u8 *from)
+{
+	struct ethhdr *ethernet = packet_start(skb);
+
+	if ((void *)(ethernet + 1) > packet_end(skb))
+		return VERDICT_DROP;
+	__builtin_memcpy(ethernet->h_dest, to, ETH_ALEN);
+	__builtin_memcpy(ethernet->h_source, from, ETH_ALEN);
+	return bpf_redirect(ifindex, 0);
 }
 
 /* Whether the segments that the packet stands for are small enough. */
@@ -75,24 +89,45 @@ static __always_inline int deliver(__u16 index, enum counter counter)
 	return send_to(host->ifindex, host->address);
 }
 
-static __always_inline int forward_to_host(struct __sk_buff *skb, const struct packet *packet, __u16 index,
-					   enum side side, enum counter counter)
+static __always_inline int forward_to_host(struct __sk_buff *skb, const struct packet *packet,
+					   const struct router_config *config, __u16 index, enum side side,
+					   enum counter counter)
 {
-	const struct host *host = host_at(index);
+	struct host *host = host_at(index);
+	__u64 now;
 
 	if (!host || !host->address)
 		return drop(DROP_NO_OWNER);
 	if (!fits(skb, packet, host->mtu) || !decrease_ttl(skb))
 		return refuse(skb, side, host->mtu);
 	count(counter);
+	now = ticks();
+	if (is_mac_known(host->mac) && !is_host_due(host, now))
+		return send_on_link(skb, host->ifindex, host->mac, config->lan_mac);
+	host->asked = now;
 	return send_to(host->ifindex, host->address);
 }
 
 static __always_inline int forward_to_wan(struct __sk_buff *skb, const struct packet *packet,
 					  const struct router_config *config)
 {
+	struct way *way;
+	__u64 now;
+
 	if (!fits(skb, packet, config->wan_mtu) || !decrease_ttl(skb))
 		return refuse(skb, FROM_LAN, config->wan_mtu);
 	count(ROUTER_OUT);
-	return send_by_route(config->wan_ifindex);
+	way = way_at(packet);
+	now = ticks();
+	if (!way)
+		return send_by_route(config->wan_ifindex);
+	if (!is_way_of(way, packet)) {
+		if (!find_way(skb, way, packet, config->wan_ifindex, now))
+			return send_by_route(config->wan_ifindex);
+	} else if (now > way->expires) {
+		if (!find_way(skb, way, packet, config->wan_ifindex, now))
+			way->destination = 0;
+		return send_by_route(config->wan_ifindex);
+	}
+	return send_on_link(skb, config->wan_ifindex, way->to, way->from);
 }

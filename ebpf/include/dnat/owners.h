@@ -48,7 +48,7 @@ static __always_inline __u16 owner_of(void *ports, __u8 port_class, __u16 port)
 	return owner ? owner->host[port_class & (CLASSES - 1)] : 0;
 }
 
-static __always_inline const struct host *host_at(__u16 index)
+static __always_inline struct host *host_at(__u16 index)
 {
 	__u32 key = index;
 

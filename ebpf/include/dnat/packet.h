@@ -34,4 +34,5 @@ struct packet {
 	__u8 kind;       /* enum packet_kind */
 	__u8 tcp_flags;
 	__u8 more_fragments;
+	__u8 tos;
 };

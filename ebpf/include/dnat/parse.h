@@ -9,11 +9,15 @@
 #include <linux/tcp.h>
 #include <linux/udp.h>
 
+#include <dnat/counters.h>
+#include <dnat/helpers.h>
 #include <dnat/order.h>
 #include <dnat/packet.h>
 
 /* Longest run of headers we look at: Ethernet, IP with options, ICMP, quoted IP with options, quoted TCP. */
 #define HEADERS_MAX (ETH_HLEN + 60 + 8 + 60 + 20)
+#define PRIORITY_TAGS 2
+#define VLAN_NUMBER 0xfff
 #define IPV4_MORE_FRAGMENTS 0x2000
 #define IPV4_OFFSET 0x1fff
 #define PROTOCOL_DCCP 33
@@ -39,11 +43,36 @@ static __always_inline void make_headers_linear(struct __sk_buff *skb)
 		bpf_skb_pull_data(skb, wanted);
 }
 
-/* Fills in the addresses; false: not IPv4. */
+/* Whether the frame is of this interface's own network. A tag with a number belongs to another one, which has
+ * an interface of its own; one without, only a priority (IEEE 802.1Q, VLAN 0), goes. The kernel would take a
+ * second such tag off, too, after us. */
+static __always_inline bool is_untagged(struct __sk_buff *skb)
+{
+	for (int tags = 0; tags < PRIORITY_TAGS; tags++) {
+		if (!skb->vlan_present)
+			return true;
+		if ((skb->vlan_tci & VLAN_NUMBER) || bpf_skb_vlan_pop(skb))
+			return false;
+	}
+	return !skb->vlan_present;
+}
+
+/* A packet that is none of ours. Tags that hide more tags than we take off are meant to hide something: the
+ * kernel would take off all of them. */
+static __always_inline int leave_alone(const struct __sk_buff *skb)
+{
+	if (RARELY(skb->vlan_present) && !(skb->vlan_tci & VLAN_NUMBER))
+		return drop(DROP_MALFORMED);
+	return VERDICT_PASS;
+}
+
+/* Fills in the addresses; false: not IPv4, or of another network. */
 static __always_inline bool parse_addresses(struct __sk_buff *skb, struct packet *packet)
 {
 	struct iphdr *ip;
 
+	if (RARELY(skb->vlan_present) && !is_untagged(skb))
+		return false;
 	if (skb->protocol != TO_BE16(ETH_P_IP))
 		return false;
 	make_headers_linear(skb);
@@ -191,6 +220,7 @@ static __always_inline bool parse_ports(const struct __sk_buff *skb, struct pack
 	packet->ip_protocol = ip->protocol;
 	packet->port_class = class_of(ip->protocol);
 	packet->tcp_flags = 0;
+	packet->tos = ip->tos;
 	packet->kind = KIND_PORTLESS;
 	if (__builtin_expect(fragment & (IPV4_MORE_FRAGMENTS | IPV4_OFFSET), 0)) {
 		if (!is_fragment_possible(packet))

@@ -10,6 +10,7 @@
 #include <linux/tcp.h>
 #include <linux/udp.h>
 
+#include <dnat/helpers.h>
 #include <dnat/order.h>
 #include <dnat/packet.h>
 #include <dnat/parse.h>
@@ -17,6 +18,7 @@
 enum which_port { SOURCE_PORT, DESTINATION_PORT };
 
 #define QUERY_ID_OFFSET 4
+#define QUOTED_HEADER_MAX 60
 #define ICMP_CHECKSUM_OFFSET 2
 #define UDP_CHECKSUM_OFFSET 6
 #define TCP_CHECKSUM_OFFSET 16
@@ -61,6 +63,23 @@ static __always_inline bool rewrite_transport(struct __sk_buff *skb, const struc
 		       0 &&
 	       bpf_skb_store_bytes(skb, packet->l4 + port_offset(packet->protocol, which), &to, sizeof(to),
 				   0) == 0;
+}
+
+/* Whether the checksum of the quoted IP header is right (RFC 5508, REQ-3a). */
+static __always_inline bool is_quote_intact(struct __sk_buff *skb, const struct packet *packet)
+{
+	__u32 start = packet->l4 + sizeof(struct icmphdr);
+	__u64 length = packet->quoted - start;
+	__u8 header[QUOTED_HEADER_MAX] = {};
+	__u64 sum;
+
+	if (!WITHIN(length, sizeof(struct iphdr), QUOTED_HEADER_MAX) ||
+	    bpf_skb_load_bytes(skb, start, header, length))
+		return false;
+	sum = bpf_csum_diff((void *)0, 0, (void *)header, sizeof(header), 0);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return sum == 0xffff;
 }
 
 /* The quoted packet went the other way, so its ports are the other way round. The error's own checksum covers

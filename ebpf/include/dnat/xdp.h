@@ -1,8 +1,7 @@
 /* The router's short cut at XDP: the packets that need no thought, parsed and sent on before the kernel makes
  * a socket buffer of them. Whatever is not plain passes on to the programs at TC.
  *
- * Map `links`: LINK_LAN, LINK_WAN -> an interface to send by. Written by user space; `neighbour_used` also by
- * the programs, and CPUs may race for it: a packet more or less at TC does no harm.
+ * Map `links`: LINK_LAN, LINK_WAN -> an interface to send by. Written by user space.
  */
 #pragma once
 
@@ -16,12 +15,9 @@
 #include <dnat/owners.h>
 #include <dnat/packet.h>
 #include <dnat/parse.h>
+#include <dnat/ways.h>
 
 MAP(links, ARRAY, __u32, struct link, LINKS)
-
-/* Jiffies after which a packet goes out by TC: only then does the kernel notice that it uses a neighbour, and
- * ask now and then whether it is still there. At most a second, whatever HZ is. */
-#define NEIGHBOUR_JIFFIES 100
 
 /* Whether XDP may use a link. */
 static __always_inline bool is_usable(const struct link *link)
@@ -81,6 +77,7 @@ static __always_inline bool parse_plain(const struct xdp_md *ctx, const struct l
 		return false;
 	packet->source = ip->saddr;
 	packet->destination = ip->daddr;
+	packet->tos = ip->tos;
 	packet->port_class = class_of(ip->protocol);
 	switch (ip->protocol) {
 	case IPPROTO_TCP:
@@ -112,7 +109,7 @@ static __always_inline bool fits_link(const struct xdp_md *ctx, __u32 mtu)
 }
 
 /* Out of a link, with one hop less (RFC 1141). */
-static __always_inline int send_by(const struct xdp_md *ctx, const struct link *link, const __u8 *mac,
+static __always_inline int send_by(const struct xdp_md *ctx, __u32 ifindex, const __u8 *to, const __u8 *from,
 				   enum counter counter)
 {
 	struct ethhdr *ethernet = xdp_ethernet(ctx);
@@ -121,16 +118,16 @@ static __always_inline int send_by(const struct xdp_md *ctx, const struct link *
 
 	if ((void *)(ip + 1) > (void *)(long)ctx->data_end)
 		return XDP_PASS;
-	__builtin_memcpy(ethernet->h_dest, mac, ETH_ALEN);
-	__builtin_memcpy(ethernet->h_source, link->mac, ETH_ALEN);
+	__builtin_memcpy(ethernet->h_dest, to, ETH_ALEN);
+	__builtin_memcpy(ethernet->h_source, from, ETH_ALEN);
 	checksum = (__u32)ip->check + TO_BE16(0x0100);
 	ip->check = checksum + (checksum >= 0xffff);
 	ip->ttl -= 1;
 	count(counter);
-	return bpf_redirect(link->ifindex, 0);
+	return bpf_redirect(ifindex, 0);
 }
 
-/* To the LAN host with this index, if its link address is known. */
+/* To the LAN host with this index, if its link address is known. Now and then TC has the kernel find it. */
 static __always_inline int send_to_host(const struct xdp_md *ctx, __u16 index, enum counter counter)
 {
 	const struct host *host = host_at(index);
@@ -138,36 +135,27 @@ static __always_inline int send_to_host(const struct xdp_md *ctx, __u16 index, e
 	const struct link *lan = links_get(&key);
 
 	if (!host || !is_usable(lan) || host->ifindex != lan->ifindex || !fits_link(ctx, host->mtu) ||
-	    !(*(__u32 *)host->mac | *(__u16 *)(host->mac + 4)))
+	    !is_mac_known(host->mac) || is_host_due(host, ticks()))
 		return XDP_PASS;
-	return send_by(ctx, lan, host->mac, counter);
+	return send_by(ctx, lan->ifindex, host->mac, lan->mac, counter);
 }
 
-static __always_inline bool is_neighbour_due(struct link *link)
-{
-	__u64 now = bpf_jiffies64();
-
-	if (now - link->neighbour_used < NEIGHBOUR_JIFFIES)
-		return false;
-	link->neighbour_used = now;
-	return true;
-}
-
-/* Out of the WAN by the routing table, if it and the neighbour table know the way. */
+/* Out of the WAN, if the kernel's tables know the way. TC has it look again when a way is too old; should
+ * that have been on another CPU, the next packet finds it here. */
 static __always_inline int send_to_wan(struct xdp_md *ctx, const struct packet *packet, __u32 mtu)
 {
 	__u32 key = LINK_WAN;
-	struct link *wan = links_get(&key);
-	struct bpf_fib_lookup way = {
-		.family = ADDRESS_FAMILY_IPV4,
-		.ipv4_src = packet->source,
-		.ipv4_dst = packet->destination,
-	};
+	const struct link *wan = links_get(&key);
+	struct way *way = way_at(packet);
+	__u64 now = ticks();
 
-	if (!is_usable(wan) || !fits_link(ctx, mtu) || is_neighbour_due(wan))
+	if (!is_usable(wan) || !way || !fits_link(ctx, mtu))
 		return XDP_PASS;
-	way.ifindex = wan->ifindex;
-	if (bpf_fib_lookup(ctx, &way, sizeof(way), BPF_FIB_LOOKUP_OUTPUT) || way.ifindex != wan->ifindex)
+	if (is_way_of(way, packet) && now > way->expires && !way->passed) {
+		way->passed = 1;
 		return XDP_PASS;
-	return send_by(ctx, wan, way.dmac, ROUTER_OUT);
+	}
+	if ((!is_way_of(way, packet) || now > way->expires) && !find_way(ctx, way, packet, wan->ifindex, now))
+		return XDP_PASS;
+	return send_by(ctx, wan->ifindex, way->to, way->from, ROUTER_OUT);
 }
