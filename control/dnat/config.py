@@ -11,7 +11,7 @@ import re
 import tomllib
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
@@ -368,7 +368,7 @@ _WRONG = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<where>[^`]*)`)?$")
 def _explain(message: str, raw: dict[str, Any]) -> str:
     """Turn msgspec's message into one that names the key and what is allowed."""
     if unknown := _UNKNOWN.search(message):
-        table = unknown["where"] or ""
+        table = re.sub(r"\[[^]]*\]", "", unknown["where"] or "")
         fields = _table_type(table).__struct_fields__
         close = difflib.get_close_matches(unknown["name"], fields, n=1)
         key = f"{table}.{unknown['name']}" if table else unknown["name"]
@@ -386,7 +386,8 @@ def _explain(message: str, raw: dict[str, Any]) -> str:
 def _table_type(table: str) -> type[Struct]:
     kind: type[Struct] = Config
     for name in table.split(".") if table else ():
-        kind = get_type_hints(kind)[name]
+        hint = get_type_hints(kind)[name]
+        kind = get_args(hint)[0] if get_origin(hint) is list else hint
     return kind
 
 

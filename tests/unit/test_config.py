@@ -50,6 +50,10 @@ def test_a_router_with_its_server() -> None:
             {"host": {"ephemeral_ports": 0}},
             "host.ephemeral_ports: 0 is not allowed; write a whole number from 1 to 4096",
         ),
+        (
+            {"server": {"reserved": [{"ports": "5060", "hosts": ["x"], "port": 1}]}},
+            'server.reserved.port: there is no such key; did you mean "ports"?',
+        ),
         ({"host": {"timers": 3}}, "host.timers: 3 is not allowed; write a table [host.timers]"),
         (
             {"host": {"timers": {"udp": 30}}},

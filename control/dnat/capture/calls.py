@@ -237,7 +237,7 @@ def parse_sdp(text: str) -> Iterator[Media]:
     common = _connection(head)
     for section in sections:
         first, *rest = section.split("\n", 1)
-        match = re.match(r"(\S+) (\d+)(?:/\d+)? (\S+)((?: \S+)*)", first)
+        match = re.match(r"(\S+) ([0-9]{1,5})(?:/\d+)? (\S+)((?: \S+)*)", first)
         address = _connection(rest[0] if rest else "") or common
         if match is None or address is None or not 0 < int(match[2]) < 65536:
             continue
