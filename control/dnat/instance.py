@@ -66,6 +66,11 @@ class Instance:
         return self.run / "programs.json"
 
     @property
+    def clock(self) -> Path:
+        """Where the server's clock stands in this boot."""
+        return self.run / "clock.json"
+
+    @property
     def store(self) -> Path:
         return self.state / "leases.sqlite"
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from dnat.config import ServerSettings
 from dnat.daemon.agreement import X25519Agreement
-from dnat.daemon.leasing import Leasing, RefusedError, boottime
+from dnat.daemon.clock import SteadyClock, boottime
+from dnat.daemon.leasing import Leasing, RefusedError
 from dnat.daemon.server import LanAddress, ServerRole, pool
 from dnat.pap.credentials import Credentials
 from dnat.pap.messages import Want
@@ -42,7 +43,7 @@ async def serving(cluster: Cluster, number: int, **settings: Any) -> AsyncIterat
     leasable = pool(configured)
     store = EtcdStore(cluster, PublishedPool(leasable.addresses, leasable.ranges))
     role = ServerRole(
-        configured, store, EtcdKeyStore(cluster), LanAddress("lo", address(number), LOOPBACK), time.time() + 60.0
+        configured, store, EtcdKeyStore(cluster), LanAddress("lo", address(number), LOOPBACK), SteadyClock()
     )
     store.on_offence(role.offence)
     await role.load()

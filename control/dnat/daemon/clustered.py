@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from dnat.config import Config
+from dnat.daemon.clock import SteadyClock
 from dnat.daemon.privileged import Privileged
 from dnat.daemon.router import RouterRole
 from dnat.daemon.server import LEARN_SECONDS, LanAddress, ServerRole
@@ -21,12 +22,14 @@ from dnat.store.etcd.store import EtcdStore
 from dnat.system import links
 
 
-def server(config: Config, pool: Pool, lan: LanAddress, first_start: Callable[[float], float]) -> ServerRole:
+def server(
+    config: Config, pool: Pool, lan: LanAddress, clock: SteadyClock, first_start: Callable[[float], float]
+) -> ServerRole:
     """A server that hears of offences from routers elsewhere. Raises StoreError."""
     settings, where = config.server, cluster(config)
     published = PublishedPool(pool.addresses, pool.ranges)
     store = EtcdStore(where, published, settings.retention_days * 86400.0)
-    role = ServerRole(settings, store, EtcdKeyStore(where), lan, first_start)
+    role = ServerRole(settings, store, EtcdKeyStore(where), lan, clock, first_start)
     store.on_offence(role.offence)
     return role
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from dnat import key_file
 from dnat.config import HostSettings
 from dnat.daemon.agreement import X25519Agreement
-from dnat.daemon.leasing import boottime
+from dnat.daemon.clock import boottime
 from dnat.errors import ConfigError
 from dnat.pap.credentials import Credentials
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from dnat import key_file
 from dnat.daemon.alarm import Alarm
+from dnat.daemon.clock import boottime
 from dnat.daemon.pap_socket import PapSocket
 from dnat.daemon.saved_leases import load_leases, save_leases
 from dnat.errors import PeerError
@@ -31,11 +31,6 @@ BUSY_SECONDS = 20.0
 
 SILENT_SENDS = 3
 """What is sent without an answer, before another server is asked where there are several: after about a second."""
-
-
-def boottime() -> float:
-    """Seconds since boot, sleep included: lease times that survive a restart of the daemon and changes of the clock."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class RefusedError(PeerError):

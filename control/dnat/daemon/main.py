@@ -7,6 +7,7 @@ without losing a packet; ``dnatctl down`` ends it and then undoes everything.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ from dnat import pid_file
 from dnat.config import Config
 from dnat.daemon import wan_address
 from dnat.daemon.api import ApiServer
+from dnat.daemon.clock import SteadyClock
 from dnat.daemon.host import HostRole
 from dnat.daemon.host_methods import HostMethods
 from dnat.daemon.key_methods import KeyMethods
@@ -42,6 +44,9 @@ if TYPE_CHECKING:
     from dnat.daemon.metrics import MetricsServer
 
 log = logging.getLogger(__name__)
+
+COLLECTIONS = (20_000, 20, 100)
+"""Objects until the youngest are looked at, and how often that happens until older ones are (gc.set_threshold)."""
 
 
 class Daemon:
@@ -157,11 +162,12 @@ class Daemon:
         settings = self._config.server
         lan = await self._privileged.run(_server_address, self._config)
         leasable = pool(settings)
+        clock = SteadyClock(self._instance.clock)
         first_start = self._instance.first_start
         if self._config.store.kind == "etcd":
             from dnat.daemon import clustered
 
-            self._roles.server = server = clustered.server(self._config, leasable, lan, first_start)
+            self._roles.server = server = clustered.server(self._config, leasable, lan, clock, first_start)
             await server.load()
             if "router" in self._config.roles:
                 await self._start_router()
@@ -169,7 +175,7 @@ class Daemon:
             return
         store = SqliteStore(self._instance.store, settings.retention_days * 86400.0)
         self._roles.server = server = ServerRole(
-            settings, store, SqliteKeyStore(self._instance.key_store), lan, first_start
+            settings, store, SqliteKeyStore(self._instance.key_store), lan, clock, first_start
         )
         records = await server.load()
         if "router" in self._config.roles:
@@ -243,12 +249,20 @@ class Readiness:
                 notify.send(b"READY=1\nSTATUS=" + summary.encode())
 
 
+def _spare_collections() -> None:
+    """A server's leases are many, and hardly any garbage is cyclic: to look through them all takes tens of ms."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECTIONS)
+
+
 async def _serve(instance: Instance, config: Config, readiness: Readiness) -> bool:
     """Be up until told to stop; whether to start anew, with what the machine looks like by then."""
     daemon = Daemon(instance, await asyncio.to_thread(wan_address.resolve, config))
     try:
         summary = await daemon.start()
         log.info("up: %s", summary)
+        _spare_collections()
         readiness.tell(summary=summary)
         return await daemon.run(follow_wan=wan_address.follows(config))
     finally:

@@ -8,6 +8,7 @@ import socket
 import struct
 from collections import Counter
 from collections.abc import Callable
+from functools import lru_cache
 from ipaddress import IPv4Address
 
 from dnat.errors import PlatformError
@@ -26,6 +27,11 @@ _IP_PKTINFO = 8
 _SO_RCVBUFFORCE = 33
 
 
+_address = lru_cache(8192)(IPv4Address)
+_text = lru_cache(8192)(str)
+"""The hosts of a LAN say and hear something again and again."""
+
+
 class PapSocket:
     """Hands each datagram of the LAN to a receiver; sends datagrams.
 
@@ -33,18 +39,29 @@ class PapSocket:
     came in on (ip(7), weak host model), so that is looked at here.
     """
 
-    def __init__(self, opened: socket.socket, receiver: Receiver, interface: str) -> None:
+    def __init__(
+        self, opened: socket.socket, receiver: Receiver, interface: str, pause: Callable[[], None] = lambda: None
+    ) -> None:
+        """``pause`` is called when the receiver has been given all that had come, or enough of it."""
         self.counters: Counter[str] = Counter()
         """Datagrams that were dropped, by reason."""
         self._socket = opened
         self._receiver = receiver
+        self._pause = pause
         self._interface = interface
         self._indexes: set[int] = set()
         self._learn_indexes()
         asyncio.get_running_loop().add_reader(opened, self._readable)
 
     @classmethod
-    async def open(cls, address: IPv4Address, port: int, receiver: Receiver, interface: str) -> PapSocket:
+    async def open(
+        cls,
+        address: IPv4Address,
+        port: int,
+        receiver: Receiver,
+        interface: str,
+        pause: Callable[[], None] = lambda: None,
+    ) -> PapSocket:
         """Bind to ``address``, and listen to what comes in on its interface. Raises PlatformError."""
         opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
@@ -53,7 +70,7 @@ class PapSocket:
             with contextlib.suppress(PermissionError):
                 opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, BUFFER)
             opened.bind((str(address), port))
-            return cls(opened, receiver, interface)
+            return cls(opened, receiver, interface, pause)
         except OSError as error:
             opened.close()
             raise PlatformError(
@@ -62,7 +79,7 @@ class PapSocket:
 
     def send(self, datagram: bytes, to: tuple[IPv4Address, int]) -> None:
         with contextlib.suppress(OSError):
-            self._socket.sendto(datagram, (str(to[0]), to[1]))
+            self._socket.sendto(datagram, (_text(to[0]), to[1]))
 
     def close(self) -> None:
         if self._socket.fileno() >= 0:
@@ -70,6 +87,10 @@ class PapSocket:
             self._socket.close()
 
     def _readable(self) -> None:
+        self._take_in()
+        self._pause()
+
+    def _take_in(self) -> None:
         for _ in range(AT_ONCE):
             try:
                 data, control, _, source = self._socket.recvmsg(_LARGEST, socket.CMSG_SPACE(_PKTINFO.size))
@@ -78,7 +99,7 @@ class PapSocket:
             except OSError:
                 continue  # an ICMP error says no more than silence does
             if self._is_of_the_lan(control):
-                self._receiver(data, (IPv4Address(source[0]), source[1]))
+                self._receiver(data, (_address(source[0]), source[1]))
                 if self._socket.fileno() < 0:
                     return
             else:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dnat.config import ServerSettings, port_ranges
 from dnat.daemon.agreement import X25519Agreement
 from dnat.daemon.alarm import Alarm
+from dnat.daemon.clock import SteadyClock
 from dnat.daemon.owners import describe_owner
 from dnat.daemon.pap_socket import PapSocket
 from dnat.daemon.sharing import Sharing
@@ -42,6 +42,7 @@ GRACE_SECONDS = 10.0
 """How long a lease that ran out can still be renewed: clocks differ, and a renewal may be under way."""
 LEARN_SECONDS = 10.0
 """How long a server that lost its leases lets hosts register theirs before it grants others."""
+CLOCK_WATCH_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class ServerRole:
         store: Store,
         key_store: KeyStore,
         lan: LanAddress,
+        clock: SteadyClock,
         first_start: Callable[[float], float] = lambda now: now,
     ) -> None:
         """``first_start``: given the time, says when this machine became a server (`Instance.first_start`); lease
@@ -75,6 +77,7 @@ class ServerRole:
         """
         networks = tuple(IPv4Network(text) for text in settings.networks) or (lan.network,)
         self._lan = lan
+        self._clock = clock
         self._store = store
         self._key_store = key_store
         self._mode = Mode(settings.authentication)
@@ -96,12 +99,13 @@ class ServerRole:
         self._remember_first_start = first_start
         self._first_start = 0.0
         self._hold_down = float(settings.hold_down)
-        self._alarm = Alarm(self._tick, time.time)
+        self._alarm = Alarm(self._tick, clock)
         self._steps: list[Step] = []
         self._work = asyncio.Event()
         self._committer: asyncio.Task[None] | None = None
+        self._clock_watch: asyncio.TimerHandle | None = None
         self._waiting: list[asyncio.Future[None]] = []
-        self._sharing = Sharing(store, key_store, lambda: self._core)
+        self._sharing = Sharing(store, key_store, lambda: self._core, clock)
         self._sharing.take, self._sharing.decided = self._take, self._pump
         self._core: Server
         self._guard: Guard
@@ -110,18 +114,18 @@ class ServerRole:
 
     async def load(self) -> tuple[LeaseRecord, ...]:
         """Open the store and take up what it holds. Raises StoreError."""
-        now = time.time()
+        now = self._clock()
         state, keys = await self._store.open(now), await self._key_store.open()
         keyring = Keyring(_draw, keys.records)
         self._guard = Guard(self._mode, keyring, keys.cookie_secret, X25519Agreement, now, self._limits)
         self._epoch_start = state.epoch_start
         # Only now: a store that this very start has made is no younger.
-        self._first_start = self._remember_first_start(time.time())
+        self._first_start = self._remember_first_start(self._clock())
         self._core = Server(self._table(state), _draw, self._policy, state.epoch_start, self._guard)
         if self.learning:
             log.warning("the lease store is new: for %.0f s hosts register what they hold", self.learning)
         network = self._lan.network
-        self._core.begin(time.time(), () if network.prefixlen > 30 else (network.broadcast_address,), self.learning)
+        self._core.begin(self._clock(), () if network.prefixlen > 30 else (network.broadcast_address,), self.learning)
         self._sharing.reloaded()
         return state.records
 
@@ -129,19 +133,22 @@ class ServerRole:
     def learning(self) -> float:
         """Seconds for which hosts still register what they hold: the leases were lost."""
         lost = self._epoch_start > self._first_start
-        return max(0.0, self._epoch_start + LEARN_SECONDS - time.time()) if lost else 0.0
+        return max(0.0, self._epoch_start + LEARN_SECONDS - self._clock()) if lost else 0.0
 
     async def listen(self) -> None:
         """Open the socket: from here on hosts are served. Raises PlatformError."""
-        self._socket = await PapSocket.open(self._lan.ip, SERVER_PORT, self._received, self._lan.interface)
+        self._socket = await PapSocket.open(self._lan.ip, SERVER_PORT, self._received, self._lan.interface, self._pump)
         self._committer = asyncio.create_task(self._commit())
-        if strays := self._core.invalidate_strays(time.time()):
+        self._watch_clock()
+        if strays := self._core.invalidate_strays(self._clock()):
             log.warning("took back %d leases that the configured pool does not have", strays)
         self._tick()
 
     async def stop(self) -> None:
         """Stop serving; what was promised is durable already."""
         self._alarm.set(None)
+        if self._clock_watch is not None:
+            self._clock_watch.cancel()
         self._socket.close()
         if self._committer is not None:
             self._committer.cancel()
@@ -168,10 +175,9 @@ class ServerRole:
     def counters(self) -> dict[str, int]:
         return dict(self._core.counters + self._socket.counters)
 
-    @staticmethod
-    def now() -> float:
+    def now(self) -> float:
         """The clock of leases and keys: seconds since 1970."""
-        return time.time()
+        return self._clock()
 
     @property
     def keyring(self) -> Keyring:
@@ -179,7 +185,7 @@ class ServerRole:
 
     async def change_keys(self, changes: tuple[KeyChange, ...]) -> None:
         """Make changes of the keyring durable. Raises StoreError."""
-        self._core.change_keys(changes, time.time())
+        self._core.change_keys(changes, self._clock())
         await self._durable()
 
     def leases_of(self, host_ids: Iterable[bytes]) -> list[int]:
@@ -192,12 +198,12 @@ class ServerRole:
 
     def offence(self, host: IPv4Address, address: IPv4Address, port: int, protocol: Protocol) -> None:
         """A host sent from a port that is not its own: tell it (rate-limited by the core)."""
-        self._core.offence(host, address, port, protocol, time.time())
+        self._core.offence(host, address, port, protocol, self._clock())
         self._pump()
 
     async def invalidate(self, lease_ids: Sequence[int], reason: Result, text: str | None = None) -> None:
         """Take leases back; returns when that is durable and the hosts have been told once. Raises StoreError."""
-        self._core.invalidate(lease_ids, reason, time.time(), text)
+        self._core.invalidate(lease_ids, reason, self._clock(), text)
         await self._durable()
 
     async def drain(self, addresses: frozenset[IPv4Address] | None) -> int:
@@ -206,7 +212,7 @@ class ServerRole:
         None ends draining of either kind. Raises StoreError.
         """
         self._core.draining = addresses is not None and not addresses
-        taken = self._core.drain(addresses or frozenset(), time.time())
+        taken = self._core.drain(addresses or frozenset(), self._clock())
         await self._durable()
         return taken
 
@@ -235,7 +241,7 @@ class ServerRole:
 
     def describe_leases(self) -> list[dict[str, Any]]:
         """The leases for ``show``."""
-        now = time.time()
+        now = self._clock()
         return [
             {
                 "id": f"{record.id:016x}",
@@ -260,11 +266,14 @@ class ServerRole:
         return table
 
     def _received(self, datagram: bytes, source: tuple[IPv4Address, int]) -> None:
-        self._core.receive(datagram, source, time.time())
-        self._pump()
+        self._core.receive(datagram, source, self._clock())
+
+    def _watch_clock(self) -> None:
+        self._clock.watch()
+        self._clock_watch = asyncio.get_running_loop().call_later(CLOCK_WATCH_SECONDS, self._watch_clock)
 
     def _tick(self) -> None:
-        self._core.timeout(time.time())
+        self._core.timeout(self._clock())
         self._pump()
 
     def _pump(self) -> None:
@@ -316,7 +325,7 @@ class ServerRole:
             for step in steps:
                 for datagram, to in step.datagrams:
                     self._socket.send(datagram, to)
-                self._core.committed(step, time.time())
+                self._core.committed(step, self._clock())
             for each in waiting:
                 if not each.done():
                     each.set_result(None)
@@ -328,7 +337,7 @@ class ServerRole:
         while True:
             self._refuse(steps)
             try:
-                state, keys = await self._store.open(time.time()), await self._key_store.open()
+                state, keys = await self._store.open(self._clock()), await self._key_store.open()
             except StoreError as error:
                 log.error("%s", error)
                 await asyncio.sleep(STORE_RETRY_SECONDS)
@@ -336,7 +345,7 @@ class ServerRole:
                 continue
             # What came meanwhile was decided on a table that never was. Nothing is awaited from here on.
             self._refuse(self._take())
-            self._core.reset_table(self._table(state), time.time())
+            self._core.reset_table(self._table(state), self._clock())
             self._guard.keyring = Keyring(_draw, keys.records)
             self._sharing.reloaded()
             self._pump()
@@ -344,7 +353,7 @@ class ServerRole:
 
     def _refuse(self, steps: list[Step]) -> None:
         for step in steps:
-            self._core.failed(step, time.time())
+            self._core.failed(step, self._clock())
         for step in self._core.steps():
             for datagram, to in step.datagrams:
                 self._socket.send(datagram, to)

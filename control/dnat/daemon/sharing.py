@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 
+from dnat.daemon.clock import SteadyClock
 from dnat.leases.records import Change, DropHold, DropLease, HoldKey, PutHold, PutLease
 from dnat.pap.answers import Step
 from dnat.pap.keyring import KeyChange
@@ -18,9 +18,12 @@ class Sharing:
     While a transaction is under way, others' changes are put aside: whether it came before them, its outcome tells.
     """
 
-    def __init__(self, store: Store, key_store: KeyStore | SharedKeyStore, core: Callable[[], Server]) -> None:
+    def __init__(
+        self, store: Store, key_store: KeyStore | SharedKeyStore, core: Callable[[], Server], clock: SteadyClock
+    ) -> None:
         self._store = store if isinstance(store, SharedStore) else None
         self._core = core
+        self._clock = clock
         self._aside: list[Change] = []
         self._keys_aside: list[KeyChange] = []
         self._committing = True  # until the role has a table
@@ -57,7 +60,7 @@ class Sharing:
         if self._aside or steps:
             changes, self._aside = self._aside, []
             core = self._core()
-            core.overtaken([*steps, *self.take()], lambda undone: self._correct([*changes, *undone]), time.time())
+            core.overtaken([*steps, *self.take()], lambda undone: self._correct([*changes, *undone]), self._clock())
             self.decided()
 
     def reloaded(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from typing import Any, TypeVar
 
-from dnat.daemon.leasing import boottime
+from dnat.daemon.clock import boottime
 from dnat.errors import UsageError
 from dnat.pap.messages import Want
 from dnat.types import Lease, Parity, Protocol, Purpose

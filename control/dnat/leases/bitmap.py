@@ -60,7 +60,7 @@ def nth(bits: int, n: int) -> int:
     position = 0
     while width > 1:
         width //= 2
-        low = bits & ((1 << width) - 1)
+        low = bits & _below(width)
         members = low.bit_count()
         if n < members:
             bits = low
@@ -69,6 +69,12 @@ def nth(bits: int, n: int) -> int:
             bits >>= width
             position += width
     return position
+
+
+@lru_cache(maxsize=32)
+def _below(width: int) -> int:
+    """Members 0 to ``width`` - 1."""
+    return (1 << width) - 1
 
 
 def ranges(bits: int) -> list[PortRange]:

@@ -14,6 +14,8 @@ Choose = Callable[[int], int]
 
 BLOCK = 64
 """Ports that stay together as long as smaller wants find room elsewhere: the usual block of a host."""
+_WHOLE_OCTETS = BLOCK // 8
+_WHOLE = b"\xff" * _WHOLE_OCTETS
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +54,52 @@ class Pool:
         return tuple(bitmap.ranges(self.by_number))
 
 
+_CLASSES = {each: (each,) for each in Protocol} | {Protocol.ANY: (Protocol.ICMP, Protocol.TCP, Protocol.UDP)}
+
+
 def classes(protocol: Protocol) -> tuple[Protocol, ...]:
     """The protocols that a lease occupies ports of."""
-    return (Protocol.ICMP, Protocol.TCP, Protocol.UDP) if protocol is Protocol.ANY else (protocol,)
+    return _CLASSES[protocol]
+
+
+class _Free:
+    """What is free for one protocol: kept up to date where something changes, for pools are large and changes small."""
+
+    __slots__ = ("blocks", "ports", "room")
+
+    def __init__(self, ports: int) -> None:
+        self.ports = ports
+        self.blocks = 0
+        """Aligned blocks that are free throughout; bit N is the block that begins with port N * BLOCK."""
+        self.room = ports.bit_count()
+        self._count_blocks(ports, 0)
+
+    def replace(self, window: int, first: int, width: int) -> None:
+        """Put ``window`` in the place of ``width`` ports; both ends lie between blocks."""
+        mask = (1 << width) - 1
+        self.room += window.bit_count() - (self.ports >> first & mask).bit_count()
+        self.ports = self.ports & ~(mask << first) | window << first
+        self.blocks &= ~(((1 << width // BLOCK) - 1) << first // BLOCK)
+        self._count_blocks(window, first // BLOCK)
+
+    def _count_blocks(self, window: int, first: int) -> None:
+        octets = window.to_bytes((window.bit_length() + 7) // 8, "little")
+        for position in range(0, len(octets), _WHOLE_OCTETS):
+            if octets[position : position + _WHOLE_OCTETS] == _WHOLE:
+                self.blocks |= 1 << first + position // _WHOLE_OCTETS
 
 
 class AddressSpace:
     """The occupied ports of one external address, each protocol for itself."""
 
-    __slots__ = ("held", "leased")
+    __slots__ = ("_by_count", "_free", "held", "leased")
 
-    def __init__(self) -> None:
+    def __init__(self, by_count: int) -> None:
+        """``by_count``: what is granted to who asks for a number of ports."""
         self.leased = dict.fromkeys(classes(Protocol.ANY), 0)
         self.held = dict.fromkeys(classes(Protocol.ANY), 0)
+        self._by_count = by_count
+        self._free: dict[Protocol, _Free] = {}
 
     def occupied(self, protocol: Protocol) -> int:
         """Ports that a lease or a hold of anyone keeps from being leased for the protocol."""
@@ -73,28 +108,64 @@ class AddressSpace:
             result |= self.leased[each] | self.held[each]
         return result
 
+    def free(self, protocol: Protocol) -> int:
+        """Ports that anybody may get by number of ports."""
+        return self._free_for(protocol).ports
 
-def occupy(map_: dict[Protocol, int], ports: PortRange, protocol: Protocol) -> None:
-    bits = bitmap.bits_of(ports)
-    for each in classes(protocol):
-        map_[each] |= bits
+    def free_blocks(self, protocol: Protocol) -> int:
+        """The aligned blocks that are free throughout; bit N is the block that begins with port N * BLOCK."""
+        return self._free_for(protocol).blocks
+
+    def room(self, protocol: Protocol) -> int:
+        """How many ports are free."""
+        return self._free_for(protocol).room
+
+    def occupy(self, map_: dict[Protocol, int], ports: PortRange, protocol: Protocol) -> None:
+        """Enter a range into `leased` or `held`."""
+        bits = bitmap.bits_of(ports)
+        for each in classes(protocol):
+            map_[each] |= bits
+        self._changed(ports)
+
+    def vacate(self, map_: dict[Protocol, int], ports: PortRange, protocol: Protocol) -> None:
+        """Take a range out of `leased` or `held`."""
+        bits = bitmap.bits_of(ports)
+        for each in classes(protocol):
+            map_[each] &= ~bits
+        self._changed(ports)
+
+    def _free_for(self, protocol: Protocol) -> _Free:
+        found = self._free.get(protocol)
+        if found is None:
+            found = self._free[protocol] = _Free(self._by_count & ~self.occupied(protocol))
+        return found
+
+    def _changed(self, ports: PortRange) -> None:
+        first = ports.first // BLOCK * BLOCK
+        width = (ports.last // BLOCK + 1) * BLOCK - first
+        mask = (1 << width) - 1
+        for protocol, free in self._free.items():
+            window = self._by_count >> first & mask
+            for each in classes(protocol):
+                window &= ~(self.leased[each] >> first & mask | self.held[each] >> first & mask)
+            free.replace(window, first, width)
 
 
-def vacate(map_: dict[Protocol, int], ports: PortRange, protocol: Protocol) -> None:
-    bits = bitmap.bits_of(ports)
-    for each in classes(protocol):
-        map_[each] &= ~bits
-
-
-def pick(free: int, count: int, parity: Parity, choose: Choose) -> PortRange | None:
+def pick(free: int, count: int, parity: Parity, choose: Choose, free_blocks: int | None = None) -> PortRange | None:
     """A run of ``count`` free ports, at random (RFC 6056) among the places that break up the pool least.
 
     For wants smaller than a block these are blocks that are broken already; else, aligned places; else, any.
+    ``free_blocks``: as of `AddressSpace`, if it is known; saves time.
     """
+    size = 1 << (count - 1).bit_length()
+    if free_blocks and count == size and size >= BLOCK and parity is not Parity.ODD:
+        aligned = bitmap.runs(free_blocks, size // BLOCK) & bitmap.multiples(size // BLOCK)
+        if aligned:
+            first = bitmap.nth(aligned, choose(aligned.bit_count())) * BLOCK
+            return PortRange(first, first + count - 1)
     starts = bitmap.runs(free, count) & bitmap.starts_with(parity)
     if not starts:
         return None
-    size = 1 << (count - 1).bit_length()
     aligned = starts & bitmap.multiples(size)
     if size < BLOCK:
         broken = bitmap.runs(free & ~bitmap.blocks(free, BLOCK), count)

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from dnat.leases import bitmap
 from dnat.leases.errors import LeaseConflict, LeaseRefused, Refusal
-from dnat.leases.pool import AddressSpace, Choose, Pool, classes, longest, occupy, pick, vacate
+from dnat.leases.pool import AddressSpace, Choose, Pool, classes, longest, pick
 from dnat.leases.records import (
     Change,
     DropHold,
@@ -27,6 +27,7 @@ from dnat.leases.records import (
     PutHold,
     PutLease,
     Want,
+    fits,
 )
 from dnat.types import PortRange, Protocol, Purpose
 
@@ -50,9 +51,10 @@ class LeaseTable:
         self.hold = hold
         self.drained: frozenset[IPv4Address] = frozenset()
         """External addresses of which nothing is granted any more."""
+        self._pooled = frozenset(pool.addresses)
         self._by_count = pool.by_count
         self._by_number = pool.by_number
-        self._spaces = {address: AddressSpace() for address in pool.addresses}
+        self._spaces = {address: AddressSpace(self._by_count) for address in pool.addresses}
         self._leases: dict[int, LeaseRecord] = {}
         self._holds: dict[HoldKey, HoldRecord] = {}
         self._leases_of: dict[bytes, dict[int, None]] = {}
@@ -202,10 +204,11 @@ class LeaseTable:
         addresses = self._addresses_for(host_id, want)
         if want.ports is not None:
             return self._place_by_number(host_id, want, want.ports, addresses, now), want.ports
-        free = {each: self._free(host_id, each, want.protocol) & self._by_count for each in addresses}
+        free: dict[IPv4Address, int] = {}
         for address in addresses:
+            free[address], blocks = self._free_by_count(host_id, address, want.protocol)
             ports = self._old_place(host_id, want, address, free[address])
-            ports = ports or pick(free[address], want.count, want.parity, choose)
+            ports = ports or pick(free[address], want.count, want.parity, choose, blocks)
             if ports is not None:
                 return address, ports
         if not want.exact:
@@ -222,21 +225,22 @@ class LeaseTable:
             if want.address not in self.pool.addresses or want.address in self.drained:
                 raise LeaseRefused(Refusal.OUTSIDE_POOL)
             return [want.address]
-        served = [address for address in self.pool.addresses if address not in self.drained]
+        for record in self.of_host(host_id):
+            if record.address in self._pooled and record.address not in self.drained:
+                return [record.address]
+        served = [*self.pool.addresses]
+        if self.drained:
+            served = [address for address in served if address not in self.drained]
         if not served:
             raise LeaseRefused(Refusal.EXHAUSTED)
         if len(served) == 1:
             return served
-        for record in self.of_host(host_id):
-            if record.address in served:
-                return [record.address]
         former = [key[0] for key in self._holds_of.get(host_id, ())]
         if (remembered := self._former.get(_former_key(host_id, want))) is not None:
             former.append(remembered[0])
 
         def rank(address: IPv4Address) -> tuple[bool, int]:
-            occupied = self._spaces[address].occupied(want.protocol)
-            return address not in former, (occupied & self._by_count).bit_count()
+            return address not in former, -self._spaces[address].room(want.protocol)
 
         return sorted(served, key=rank)
 
@@ -251,6 +255,13 @@ class LeaseTable:
                 mine = bitmap.union(hold.ports for hold in own if each in classes(hold.protocol))
                 occupied |= space.leased[each] | (space.held[each] & ~mine)
         return self._by_number & ~occupied
+
+    def _free_by_count(self, host_id: bytes, address: IPv4Address, protocol: Protocol) -> tuple[int, int | None]:
+        """The same, of those that are granted by number of ports; and whole blocks, where they are known."""
+        if any(key[0] == address for key in self._holds_of.get(host_id, ())):
+            return self._free(host_id, address, protocol) & self._by_count, None
+        space = self._space(address)
+        return space.free(protocol), space.free_blocks(protocol)
 
     def _place_by_number(
         self, host_id: bytes, want: Want, ports: PortRange, addresses: list[IPv4Address], now: float
@@ -281,9 +292,8 @@ class LeaseTable:
             if key[0] == address and key[2] is want.protocol and len(key[1]) == want.count
         ]
         candidates += [each.ports for each in sorted(held, key=lambda each: each.purpose is not want.purpose)]
-        allowed = free & bitmap.starts_with(want.parity)
         for ports in candidates:
-            if allowed >> ports.first & 1 and not bitmap.bits_of(ports) & ~free:
+            if fits(want.parity, ports.first) and not bitmap.bits_of(ports) & ~free:
                 return ports
         return None
 
@@ -292,7 +302,7 @@ class LeaseTable:
     def _space(self, address: IPv4Address) -> AddressSpace:
         space = self._spaces.get(address)
         if space is None:
-            space = self._spaces[address] = AddressSpace()
+            space = self._spaces[address] = AddressSpace(self._by_count)
         return space
 
     def _holds_on(self, address: IPv4Address, ports: PortRange, protocol: Protocol) -> list[HoldRecord]:
@@ -315,7 +325,8 @@ class LeaseTable:
         heapq.heappush(self._ends, (when, self._serial, key))
 
     def _add_lease(self, record: LeaseRecord) -> None:
-        occupy(self._space(record.address).leased, record.ports, record.protocol)
+        space = self._space(record.address)
+        space.occupy(space.leased, record.ports, record.protocol)
         self._leases[record.id] = record
         self._leases_of.setdefault(record.host_id, {})[record.id] = None
         self._leases_at.setdefault(record.host, {})[record.id] = None
@@ -341,7 +352,8 @@ class LeaseTable:
 
     def _remove_lease(self, record: LeaseRecord, *, remember: bool) -> None:
         """``remember``: as what its host had before."""
-        vacate(self._space(record.address).leased, record.ports, record.protocol)
+        space = self._space(record.address)
+        space.vacate(space.leased, record.ports, record.protocol)
         del self._leases[record.id]
         _forget(self._leases_of, record.host_id, record.id)
         _forget(self._leases_at, record.host, record.id)
@@ -356,14 +368,16 @@ class LeaseTable:
             self._former.popitem(last=False)
 
     def _add_hold(self, hold: HoldRecord) -> None:
-        occupy(self._space(hold.address).held, hold.ports, hold.protocol)
+        space = self._space(hold.address)
+        space.occupy(space.held, hold.ports, hold.protocol)
         self._holds[hold.key] = hold
         self._holds_of.setdefault(hold.host_id, {})[hold.key] = None
         self._schedule(hold.until, hold.key)
 
     def _remove_hold(self, key: HoldKey) -> DropHold:
         hold = self._holds.pop(key)
-        vacate(self._space(hold.address).held, hold.ports, hold.protocol)
+        space = self._space(hold.address)
+        space.vacate(space.held, hold.ports, hold.protocol)
         _forget(self._holds_of, hold.host_id, key)
         return DropHold(*key)
 

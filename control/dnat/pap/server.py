@@ -310,7 +310,7 @@ class Server:
             return "agree"
         answer.changes += self.table.move(answer.host_id, host)
         if message.want is not None:
-            self._decide_want(message.want, answer, self._names(answer.host_id, key, host), host, now)
+            self._decide_want(message.want, answer, key, host, now)
             return "want"
         if message.resume:
             asked_leases = tuple(_info(record) for record in self.table.of_host(answer.host_id))
@@ -353,16 +353,18 @@ class Server:
         record = self.guard.keyring.get(key.id) if key is not None and self.guard is not None else None
         return frozenset({str(host), host_id.hex()} | ({record.name} if record is not None else set()))
 
-    def _decide_want(self, want: Want, answer: Answer, names: frozenset[str], host: IPv4Address, now: float) -> None:
+    def _decide_want(self, want: Want, answer: Answer, key: Key | None, host: IPv4Address, now: float) -> None:
         record = self.table.of_transaction(answer.host_id, answer.transaction)
         lifetime = self.policy.granted_lifetime(want.lifetime, want.ports)
         if record is None and (same := self._holds_already(answer.host_id, want)) is not None:
             # A host that forgot what it holds, or that thinks we did, asks for its own ports by number.
             record, changes = self.table.renew(same.id, answer.host_id, lifetime, now)
             answer.changes += changes
-        if record is None and want.ports is not None and not self.policy.may_lease(want.ports, names):
-            answer.result, answer.reason = Result.NOT_AUTHORIZED, "these ports are reserved for other hosts"
-            return
+        if record is None and want.ports is not None:
+            names = self._names(answer.host_id, key, host)
+            if not self.policy.may_lease(want.ports, names):
+                answer.result, answer.reason = Result.NOT_AUTHORIZED, "these ports are reserved for other hosts"
+                return
         if record is None and self.draining:
             answer.result, answer.retry_after = Result.SHUTTING_DOWN, DRAIN_RETRY
             return
@@ -373,7 +375,7 @@ class Server:
             return
         try:
             if record is None:
-                record = self._grant(replace(want, lifetime=lifetime), answer, host, now)
+                record = self._grant(want, lifetime, answer, host, now)
         except LeaseRefused as refused:
             answer.result = _RESULTS[refused.refusal]
             answer.reason, answer.retry_after = str(refused), refused.retry_after
@@ -386,7 +388,7 @@ class Server:
             answer.leases = (_info(record, now),)
             self._invalidations.forget_warnings(host, record)
 
-    def _grant(self, want: Want, answer: Answer, host: IPv4Address, now: float) -> LeaseRecord:
+    def _grant(self, want: Want, lifetime: int, answer: Answer, host: IPv4Address, now: float) -> LeaseRecord:
         held = self.table.of_host(answer.host_id)
         used = max(sum(len(record.ports) for record in each) for each in (held, self.table.at(host)))
         room = self.policy.max_ports_per_host - used
@@ -396,7 +398,7 @@ class Server:
             raise _OverQuota(f"at most {self.policy.max_ports_per_host} ports per host")
         if self.guard is not None and not self.guard.admit_lease(now):
             raise _TooManyWantsError
-        want = replace(want, count=min(want.count, room))
+        want = replace(want, count=min(want.count, room), lifetime=lifetime)
         record, changes = self.table.grant(answer.host_id, host, want, answer.transaction, now, choose=self._choose)
         answer.changes += changes
         return record

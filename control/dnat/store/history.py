@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from dnat.leases.records import Change, DropLease, LeaseRecord, PutLease
+from dnat.store.rows import put_rows, text_of
 from dnat.types import PortRange, Protocol, Purpose, parse_address
 
 SCHEMA = """
@@ -83,22 +84,40 @@ class History:
             for lease, host in database.execute("SELECT lease, host FROM history WHERE until IS NULL")
         }
 
-    def note(self, database: sqlite3.Connection, change: Change, now: float) -> None:
-        """Enter what a change means for the log."""
-        match change:
-            case PutLease(record):
-                holder = self._pending.get(record.id, self._holders.get(record.id))
-                if holder == record.host:
-                    return
-                if holder is not None:
-                    _end(database, record.id, now)
-                _begin(database, record, now)
-                self._pending[record.id] = record.host
-            case DropLease(lease_id):
-                _end(database, lease_id, now)
-                self._pending[lease_id] = None
-            case _:
-                pass
+    def note(self, database: sqlite3.Connection, changes: Sequence[Change], now: float) -> None:
+        """Enter what changes mean for the log, in their order."""
+        begun: dict[int, LeaseRecord] = {}
+        written: list[tuple[LeaseRecord, float | None]] = []
+        ended: list[int] = []
+
+        def end(lease_id: int) -> None:
+            record = begun.pop(lease_id, None)
+            if record is None:
+                ended.append(lease_id)
+            else:
+                written.append((record, now))
+
+        for change in changes:
+            match change:
+                case PutLease(record):
+                    holder = self._pending.get(record.id, self._holders.get(record.id))
+                    if holder == record.host:
+                        continue
+                    if holder is not None:
+                        end(record.id)
+                    begun[record.id] = record
+                    self._pending[record.id] = record.host
+                case DropLease(lease_id):
+                    end(lease_id)
+                    self._pending[lease_id] = None
+                case _:
+                    pass
+        database.executemany(
+            "UPDATE history SET until = max(since, ?) WHERE lease = ? AND until IS NULL",
+            [(now, lease_id.to_bytes(8)) for lease_id in ended],
+        )
+        written += [(record, None) for record in begun.values()]
+        put_rows(database, "INSERT INTO history", [_row(record, now, until) for record, until in written])
         if now >= self._prune_at:
             self._prune(database, now)
 
@@ -122,8 +141,7 @@ class History:
 
 def enter(database: sqlite3.Connection, records: Sequence[LeaseRecord]) -> None:
     """Begin the log of a store that had none with the leases that it holds."""
-    for record in records:
-        _begin(database, record, record.granted_at)
+    put_rows(database, "INSERT INTO history", [_row(record, record.granted_at, None) for record in records])
 
 
 def tenures(database: sqlite3.Connection, period: Period) -> list[Tenure]:
@@ -155,24 +173,16 @@ def tenures(database: sqlite3.Connection, period: Period) -> list[Tenure]:
     ]
 
 
-def _begin(database: sqlite3.Connection, record: LeaseRecord, since: float) -> None:
-    database.execute(
-        "INSERT INTO history VALUES (?,?,?,?,?,?,?,?,?,NULL)",
-        (
-            record.id.to_bytes(8),
-            str(record.address),
-            record.ports.first,
-            record.ports.last,
-            int(record.protocol),
-            int(record.purpose),
-            record.host_id,
-            str(record.host),
-            since,
-        ),
-    )
-
-
-def _end(database: sqlite3.Connection, lease_id: int, until: float) -> None:
-    database.execute(
-        "UPDATE history SET until = max(since, ?) WHERE lease = ? AND until IS NULL", (until, lease_id.to_bytes(8))
+def _row(record: LeaseRecord, since: float, until: float | None) -> tuple[object, ...]:
+    return (
+        record.id.to_bytes(8),
+        text_of(record.address),
+        record.ports.first,
+        record.ports.last,
+        int(record.protocol),
+        int(record.purpose),
+        record.host_id,
+        text_of(record.host),
+        since,
+        until,
     )

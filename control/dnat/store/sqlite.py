@@ -16,10 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from dnat.leases.records import Change, DropHold, DropLease, HoldRecord, LeaseRecord, PutHold, PutLease
+from dnat.leases.records import Change, DropHold, DropLease, HoldKey, HoldRecord, LeaseRecord, PutHold, PutLease
 from dnat.store.base import State, StoreError, Watcher, many_records
+from dnat.store.checkpoints import LONGEST_LOG, Checkpoints
 from dnat.store.history import RETENTION, History, Period, Tenure, enter, tenures
 from dnat.store.history import SCHEMA as HISTORY_SCHEMA
+from dnat.store.rows import put_rows, text_of
 from dnat.types import PortRange, Protocol, Purpose, parse_address
 
 SCHEMA_VERSION = 2
@@ -49,6 +51,7 @@ class SqliteStore:
         self._clock = clock
         self._watchers: list[Watcher] = []
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lease-store")
+        self._checkpoints = Checkpoints(path)
         self._database: sqlite3.Connection | None = None
 
     async def open(self, now: float) -> State:
@@ -61,6 +64,7 @@ class SqliteStore:
     async def transact(self, changes: Sequence[Change]) -> None:
         """Make changes durable, then tell the watchers. One at a time. Raises StoreError."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._commit, changes)
+        self._checkpoints.wrote(len(changes))
         for watcher in self._watchers:
             watcher(changes)
 
@@ -69,6 +73,7 @@ class SqliteStore:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._tenures, period)
 
     async def close(self) -> None:
+        self._checkpoints.close()
         await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
         self._thread.shutdown()
 
@@ -164,10 +169,8 @@ class SqliteStore:
         try:
             database.execute("BEGIN IMMEDIATE")
             try:
-                now = self._clock()
-                for change in changes:
-                    database.execute(*_statement(change))
-                    self._history.note(database, change, now)
+                _apply(database, changes)
+                self._history.note(database, changes, self._clock())
                 database.execute("COMMIT")
                 self._history.committed()
             except BaseException:
@@ -199,6 +202,8 @@ def _connect(path: Path, *, alone: bool = False) -> sqlite3.Connection:
             database.execute("PRAGMA locking_mode=EXCLUSIVE")
         database.execute("PRAGMA journal_mode=WAL")
         database.execute("PRAGMA synchronous=FULL")
+        if not alone:
+            database.execute(f"PRAGMA wal_autocheckpoint={LONGEST_LOG}")
         database.execute("PRAGMA user_version").fetchone()
         return database
     except BaseException:
@@ -223,39 +228,58 @@ def _record(row: tuple[bytes, str, int, int, int, int, bytes, str, bytes, float,
     )
 
 
-def _statement(change: Change) -> tuple[str, tuple[object, ...]]:
-    """The SQL that makes one change."""
-    match change:
-        case PutLease(record):
-            return "INSERT OR REPLACE INTO leases VALUES (?,?,?,?,?,?,?,?,?,?,?)", (
-                record.id.to_bytes(8),
-                str(record.address),
-                record.ports.first,
-                record.ports.last,
-                int(record.protocol),
-                int(record.purpose),
-                record.host_id,
-                str(record.host),
-                record.transaction.to_bytes(8),
-                record.granted_at,
-                record.expires_at,
-            )
-        case DropLease(id_):
-            return "DELETE FROM leases WHERE id = ?", (id_.to_bytes(8),)
-        case PutHold(hold):
-            return "INSERT OR REPLACE INTO holds VALUES (?,?,?,?,?,?,?)", (
-                str(hold.address),
-                hold.ports.first,
-                hold.ports.last,
-                int(hold.protocol),
-                hold.host_id,
-                hold.until,
-                int(hold.purpose),
-            )
-        case DropHold(address, ports, protocol):
-            return "DELETE FROM holds WHERE address = ? AND first = ? AND last = ? AND protocol = ?", (
-                str(address),
-                ports.first,
-                ports.last,
-                int(protocol),
-            )
+def _apply(database: sqlite3.Connection, changes: Sequence[Change]) -> None:
+    """Make the changes. What counts is how they leave each lease and hold: that takes few statements for many rows."""
+    leases: dict[int, LeaseRecord | None] = {}
+    holds: dict[HoldKey, HoldRecord | None] = {}
+    for change in changes:
+        match change:
+            case PutLease(record):
+                leases[record.id] = record
+            case DropLease(id_):
+                leases[id_] = None
+            case PutHold(hold):
+                holds[hold.key] = hold
+            case DropHold(address, ports, protocol):
+                holds[address, ports, protocol] = None
+    put_rows(database, "INSERT OR REPLACE INTO leases", [_lease_row(each) for each in leases.values() if each])
+    put_rows(database, "INSERT OR REPLACE INTO holds", [_hold_row(each) for each in holds.values() if each])
+    database.executemany(
+        "DELETE FROM leases WHERE id = ?", [(id_.to_bytes(8),) for id_, record in leases.items() if record is None]
+    )
+    database.executemany(
+        "DELETE FROM holds WHERE address = ? AND first = ? AND last = ? AND protocol = ?",
+        [
+            (str(address), ports.first, ports.last, int(protocol))
+            for (address, ports, protocol), hold in holds.items()
+            if hold is None
+        ],
+    )
+
+
+def _lease_row(record: LeaseRecord) -> tuple[object, ...]:
+    return (
+        record.id.to_bytes(8),
+        text_of(record.address),
+        record.ports.first,
+        record.ports.last,
+        int(record.protocol),
+        int(record.purpose),
+        record.host_id,
+        text_of(record.host),
+        record.transaction.to_bytes(8),
+        record.granted_at,
+        record.expires_at,
+    )
+
+
+def _hold_row(hold: HoldRecord) -> tuple[object, ...]:
+    return (
+        text_of(hold.address),
+        hold.ports.first,
+        hold.ports.last,
+        int(hold.protocol),
+        hold.host_id,
+        hold.until,
+        int(hold.purpose),
+    )

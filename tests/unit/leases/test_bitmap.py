@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnat.leases import bitmap
-from dnat.leases.pool import longest, pick
-from dnat.types import Parity, PortRange
+from dnat.leases.pool import BLOCK, AddressSpace, longest, pick
+from dnat.types import Parity, PortRange, Protocol
 
 members = st.sets(st.integers(1, 300))
 
@@ -75,3 +75,28 @@ def test_the_last_port_is_a_port() -> None:
     bits = bitmap.bits_of(PortRange(1024, 65535))
     assert pick(bits, 64512, Parity.ANY, lambda n: n - 1) == PortRange(1024, 65535)
     assert pick(bits, 64513, Parity.ANY, lambda n: n - 1) is None
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(("leased", "held")), st.integers(1, 65535), st.integers(1, 300), st.sampled_from(Protocol)
+        ),
+        max_size=12,
+    ),
+    st.sampled_from(Protocol),
+)
+def test_what_is_free_is_known_without_looking_at_it_all(
+    changes: list[tuple[str, int, int, Protocol]], protocol: Protocol
+) -> None:
+    by_count = bitmap.bits_of(PortRange(10000, 59999))
+    space = AddressSpace(by_count)
+    assert space.free(protocol) == by_count
+    for number, (which, first, length, other) in enumerate(changes):
+        ports = PortRange(first, min(first + length, 65535))
+        (space.vacate if number % 3 == 2 else space.occupy)(getattr(space, which), ports, other)
+        free = by_count & ~space.occupied(protocol)
+        assert space.free(protocol) == free
+        assert space.room(protocol) == free.bit_count()
+        whole = bitmap.runs(free, BLOCK) & bitmap.multiples(BLOCK)
+        assert space.free_blocks(protocol) == sum(1 << each.first // BLOCK for each in bitmap.ranges(whole))
