@@ -6,10 +6,12 @@ set -euo pipefail
 packages=(python3-venv python3-bpfcc python3-nftables python3-cryptography linux-libc-dev iproute2 nftables)
 lab_packages=(etcd-server baresip-core tcpdump iputils-ping traceroute mtr-tiny iperf3 curl ethtool coturn man-db systemd)
 lab_packages+=(dnsmasq-base isc-dhcp-client kea-dhcp4-server iptables)
+# Clocks that are set, in tests.
+lab_packages+=(libfaketime)
 # The role sip, and the other phones of its tests.
 lab_packages+=(kamailio kamailio-tls-modules kamailio-sqlite-modules openssl linphone-cli sip-tester)
-# What dnat is compared with.
-lab_packages+=(rtpengine-daemon)
+# What dnat is compared with; Kea's load generator is in kea-admin.
+lab_packages+=(rtpengine-daemon kea-admin)
 
 say() { printf '\033[1m==>\033[0m %s\n' "$*"; }
 

@@ -22,7 +22,7 @@ HOSTS = ("phone1", "phone2", "sip")
 
 
 @contextmanager
-def _streams(lab: Lab) -> Iterator[Streams]:
+def steady_streams(lab: Lab) -> Iterator[Streams]:
     """phone1 with the outside, from a port of its own, a translated one and one asked for; with phone2, too."""
     phone, other, ext = lab["phone1"], lab["phone2"], lab["ext"]
     asked, others = phone.request("--ports", "1")["first"], other.request("--ports", "1")["first"]
@@ -53,7 +53,7 @@ def _meet(near: socket.socket, far: socket.socket, at: tuple[str, int]) -> tuple
 @pytest.mark.parametrize("name", ["phone1", "router"])
 def test_killed_and_up_again_without_one_lost_packet(lab: Lab, name: str) -> None:
     node = lab[name]
-    with _streams(lab) as streams:
+    with steady_streams(lab) as streams:
         leases, pid = node.leases(), node.pid()
         node.kill()
         alone = streams.sent
@@ -91,7 +91,7 @@ def test_a_store_that_was_lost_is_filled_again_by_the_hosts(routed_lab: Lab) -> 
     """The server says that it is young; hosts register what they hold, programs keep theirs, nobody gets it as well."""
     router, phone = routed_lab["router"], routed_lab["phone1"]
     phone.dnatctl("request", "--port", "5071")
-    with lease(2, path=Instance(phone.namespace).socket) as ports, _streams(routed_lab) as streams:
+    with lease(2, path=Instance(phone.namespace).socket) as ports, steady_streams(routed_lab) as streams:
         before = {name: _ports(routed_lab[name]) for name in HOSTS}
         pids = {name: routed_lab[name].pid() for name in HOSTS}
         router.kill()
