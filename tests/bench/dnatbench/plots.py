@@ -25,7 +25,7 @@ def draw(results: dict[str, Any], directory: Path) -> None:
     mpl.rcParams.update({"svg.hashsalt": "dnat", "font.size": 9, "svg.fonttype": "none"})
     from matplotlib import pyplot as plt
 
-    for name, fill in (("router", _router), ("programs", _programs)):
+    for name, fill in (("router", _router), ("programs", _programs), ("leases", _leases)):
         figure = fill(plt, results)
         figure.savefig(directory / f"{name}.svg", metadata={"Date": None})
         figure.savefig(directory / f"{name}.png", dpi=120)
@@ -66,4 +66,27 @@ def _programs(plt: Any, results: dict[str, Any]) -> Any:
     axis.invert_yaxis()
     axis.set_xlabel("ns beyond an empty program")
     axis.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def _leases(plt: Any, results: dict[str, Any]) -> Any:
+    rows = results["allocation"]
+    figure, (rate, wait) = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
+    colours = dict(zip((row["what"] for row in rows), ("#2471a3", "#c0392b"), strict=True))
+    for row in rows:
+        name, value = row["what"], row["per_second"]
+        error = [[value["median"] - value["low"]], [value["high"] - value["median"]]]
+        rate.barh([name], [value["median"]], xerr=error, color=colours[name], ecolor="#555555")
+        percentiles = {float(each): summary for each, summary in row["renewal_ms"].items()}
+        middle = [summary["median"] for summary in percentiles.values()]
+        wait.plot(list(percentiles), middle, marker="o", markersize=4, label=name, color=colours[name])
+        low, high = ([summary[end] for summary in percentiles.values()] for end in ("low", "high"))
+        wait.fill_between(list(percentiles), low, high, color=colours[name], alpha=0.25, linewidth=0)
+    rate.set_xlabel("new leases per second, at most 1 % unanswered")
+    rate.invert_yaxis()
+    wait.set_xlabel("percentile of renewals at half of that rate")
+    wait.set_ylabel("ms")
+    wait.set_ylim(bottom=0)
+    wait.grid(alpha=0.3)
+    wait.legend(fontsize=8)
     return figure

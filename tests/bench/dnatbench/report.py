@@ -68,7 +68,7 @@ def tables(results: dict[str, Any]) -> list[Table]:
     )
     found.append(
         Table(
-            "Durable leases",
+            "Durable leases, in one process",
             ("who", "leases/s", "of the store alone"),
             tuple(
                 (row["what"], _spread(row["per_second"], 0), _spread(row["of_store"], 2)) for row in results["leases"]
@@ -85,7 +85,25 @@ def tables(results: dict[str, Any]) -> list[Table]:
             ),
         )
     )
+    found += _allocation(results["allocation"])
     return found
+
+
+def _allocation(rows: Sequence[dict[str, Any]]) -> Iterable[Table]:
+    yield Table(
+        "Leases over a network",
+        ("server", "leases/s", "of Kea", "CPU µs/question"),
+        tuple(
+            (row["what"], _spread(row["per_second"], 0), _spread(row["of_kea"], 2), _spread(row["cpu_us"], 0))
+            for row in rows
+        ),
+    )
+    percentiles = tuple(rows[0]["renewal_ms"])
+    yield Table(
+        "Renewals at half of that rate, ms",
+        ("server", *(f"{each} %" for each in percentiles)),
+        tuple((row["what"], *(_spread(row["renewal_ms"][each], 2) for each in percentiles)) for row in rows),
+    )
 
 
 def _forwarding(rows: Iterable[dict[str, Any]]) -> Iterable[Table]:
