@@ -6,8 +6,11 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
 LINK := /usr/local/bin/dnatctl
 PREFIX := /usr/local
+SOAK_DEATHS := 200
+SOAK_HISTORIES := 20
+FUZZ_SECONDS := 60
 
-.PHONY: help setup demo demo-contrast test unit bpf netns conformance packaging store bench bench-short load load-short lint format reference install uninstall deb install-test clean
+.PHONY: help setup demo demo-contrast test unit bpf netns conformance packaging store bench bench-short load load-short soak fuzz lint format reference install uninstall deb install-test clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -28,7 +31,7 @@ demo-contrast: setup ## the same calls through masquerading, an ALG, a relay and
 test: setup lint unit store bpf netns conformance load-short packaging ## every test layer (root)
 
 unit: setup ## protocol, allocator, configuration: no root, seconds
-	@$(PY) -m pytest tests/unit
+	@$(PY) -m pytest tests/unit tests/fuzz
 
 store: setup ## lease stores on a real etcd of three members: no root, a minute
 	@$(PY) -m pytest tests/store
