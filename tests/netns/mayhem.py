@@ -14,15 +14,16 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nodes import Machine, Node, eventually
+from nodes import Lab, Machine, Node, eventually
 
 from dnat.client import Client
 from dnat.errors import DnatError
-from dnat.lab import control
+from dnat.lab import builder, control
 from dnat.system import netns
 
 MOMENTS = (0.0, 0.4)
@@ -70,6 +71,17 @@ def daemon(machine: Machine) -> Victim:
         _reap(netns.popen([control.DNATCTL, "up"], machine.namespace, stdout=-3, stderr=-3))
 
     return Victim(machine.namespace, kill, revive, start)
+
+
+def member(lab: Lab, name: str) -> Victim:
+    """A member of the lab's etcd cluster."""
+
+    def kill() -> None:
+        if (pid := builder.etcd_pid(lab.topology, name)) is not None:
+            os.kill(pid, signal.SIGKILL)
+            eventually(lambda: builder.etcd_pid(lab.topology, name) is None, f"{name} is gone", PATIENCE)
+
+    return Victim(name, kill, lambda: builder.start_etcd(lab.topology, name))
 
 
 def _reap(process: Any) -> None:
@@ -162,8 +174,9 @@ class Mayhem:
                 time.sleep(dice.uniform(0.0, 1.5))
                 victim.kill()
                 self.deaths += 1
-        for victim in doomed:
-            victim.revive()
+        # At once, for two of three members of a cluster become healthy together or not at all.
+        with ThreadPoolExecutor(len(doomed)) as pool:
+            list(pool.map(lambda victim: victim.revive(), doomed))
         before = self.flows()
         eventually(lambda: self.flows() > before + 20, f"packets flow after the death of {doomed}", PATIENCE)
         self.judge()
