@@ -69,7 +69,7 @@ class Stamper:
     """The stamps of one sender for one receiver. Times are seconds since 1970."""
 
     def __init__(self, wall: float) -> None:
-        self._counter = int(wall * 1e6)
+        self._counter = max(0, int(wall * 1e6))
 
     def correct(self, wall: float) -> None:
         """The clock was wrong. The counter grows all the same, unless the receiver would find it too far ahead."""
@@ -80,7 +80,7 @@ class Stamper:
     def next(self, wall: float) -> Stamp:
         """For a datagram that is made now."""
         self._counter += 1
-        return Stamp(max(0, int(wall * 1e3)), max(0, self._counter))
+        return Stamp(max(0, int(wall * 1e3)), self._counter)
 
 
 def seal(message: bytes, key: Key, direction: Direction, host: IPv4Address, stamp: Stamp) -> bytes:

@@ -48,7 +48,14 @@ class Watched(Network):
     def __init__(self, mode: Mode | None) -> None:
         self.promised: dict[int, tuple[bytes, float]] = {}
         """Of each lease that was answered: to which host, and until when."""
+        self.learn_until = 0.0
         super().__init__(POOL, Policy((LAN,), lifetime=LIFETIME), mode)
+
+    def start_server(self, *, announce: bool = False, learn: float = 0.0) -> None:
+        """A server that was learning when it crashed goes on with that."""
+        self.learn_until = max(self.learn_until, self.now + learn)
+        left = self.learn_until - self.now
+        super().start_server(announce=left > 0, learn=max(0.0, left))
 
     def _send(self, octets: bytes, source: str, target: str, arrive: Callable[[], None]) -> None:
         message = decode(octets)
@@ -157,9 +164,10 @@ class AnyHistory(RuleBasedStateMachine):
 
     @rule()
     def the_store_is_lost(self) -> None:
+        """What hosts hold they register before others are granted anything: even those that hear nothing have stopped."""
         self.net.promised.clear()
         self.known, self.freed = {}, []
-        self.net.lose_store()
+        self.net.lose_store(learn=LIFETIME + SLACK)
 
     @rule(seconds=st.sampled_from((0.0, 0.2, 1.0)))
     def commits_take(self, seconds: float) -> None:
