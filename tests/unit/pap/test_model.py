@@ -164,7 +164,7 @@ class AnyHistory(RuleBasedStateMachine):
 
     @rule()
     def the_store_is_lost(self) -> None:
-        """What hosts hold they register before others are granted anything: even those that hear nothing have stopped."""
+        """Hosts register what they hold before others are granted anything; who hears nothing has stopped by then."""
         self.net.promised.clear()
         self.known, self.freed = {}, []
         self.net.lose_store(learn=LIFETIME + SLACK)
