@@ -72,4 +72,4 @@ def test_servers_routers_and_members_of_the_store_die_at_any_moment(wide_lab: La
     daemons = ("server", "server2", "router", "router2", "phone1", "phone2")
     victims = [daemon(wide_lab[name]) for name in daemons]
     victims += [member(wide_lab, name) for name in ("etcd1", "etcd2", "etcd3")]
-    _play(wide_lab, victims, ["server", "server2"], ["router", "router2"], DEATHS // 2)
+    _play(wide_lab, victims, ["server", "server2"], ["router", "router2"], DEATHS // 4)

@@ -24,7 +24,7 @@ from dnat.system import netns
 
 @dataclass
 class Stranger:
-    """Has a port of the switch that mirrors the others, and sends from any address."""
+    """Has a port of the switch that mirrors others, and sends from any address. It hears itself, too: listen first."""
 
     small: Small
     mirror: socket.socket
@@ -153,14 +153,15 @@ def test_a_server_that_is_lied_to(stranger: Stranger) -> None:
         *stranger.recorded(small.host, MessageType.REQUEST),
         *stranger.recorded(small.host, MessageType.RELEASE),
     ]
+    answers, acks = (stranger.recorded(small.server, kind) for kind in (MessageType.RESPONSE, MessageType.ACK))
     assert {decode(each).type for each in questions} == {MessageType.REQUEST, MessageType.RELEASE}
     for question in (questions[0], questions[-1]):
         for change, counter in QUESTIONS:
             _attempt(stranger, change(question), small.host.address, small.server, counter)
         _attempt(stranger, question, small.other.address, small.server, "bad-tag")
-    for answer in stranger.recorded(small.server, MessageType.RESPONSE):
+    for answer in answers:
         _attempt(stranger, answer, small.host.address, small.server, "unexpected-type")
-    for answer in stranger.recorded(small.server, MessageType.ACK):
+    for answer in acks:
         _attempt(stranger, answer, small.host.address, small.server, "no-open-invalidation")
     small.server.kill()
     small.serve('authentication = "tofu"')
@@ -198,16 +199,18 @@ def test_a_host_that_is_lied_to(stranger: Stranger) -> None:
     eventually(lambda: len(small.host.leases()) == 2, "the host has given it up")
     held, server = small.host.leases(), small.server.address
     (invalidate, *_) = stranger.recorded(small.server, MessageType.INVALIDATE)
-    for message in (invalidate, stranger.recorded(small.server, MessageType.RESPONSE)[-1]):
+    answers = stranger.recorded(small.server, MessageType.RESPONSE)
+    questions = stranger.recorded(small.host, MessageType.REQUEST)
+    for message in (invalidate, answers[-1]):
         _attempt(stranger, _forged(message), server, small.host, "without-auth")
         _attempt(stranger, _with_unknown_key(message), server, small.host, "unknown-key")
         _attempt(stranger, _changed(message), server, small.host, "bad-tag")
         _attempt(stranger, _truncated(message), server, small.host, "malformed")
         _attempt(stranger, _oversized(message), server, small.host, "malformed")
     _attempt(stranger, invalidate, server, small.host, "replayed")
-    for answer in stranger.recorded(small.server, MessageType.RESPONSE)[1:]:
+    for answer in answers[1:]:
         _attempt(stranger, answer, server, small.host, "no-open-question")
-    for question in stranger.recorded(small.host, MessageType.REQUEST):
+    for question in questions:
         _attempt(stranger, question, server, small.host, "bad-tag")
     _attempt(stranger, invalidate, small.other.address, small.host, "not-from-server")
     assert small.host.leases() == held
