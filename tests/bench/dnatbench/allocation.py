@@ -41,8 +41,6 @@ FIRST_HOST = IPv4Address("10.81.0.1")
 """Hosts are addresses of 10.81.0.0/16, which one machine owns as a whole; Kea leases from the same network."""
 HOSTS = 4000
 KEPT = 0.99
-STEP = 1.1
-"""From one rate to the next."""
 LOWEST = 100.0
 PERCENTILES = (50, 90, 99)
 
@@ -251,10 +249,12 @@ class Extent:
     """Of each offer."""
     start: float
     """The lowest rate that is tried first."""
+    step: float = 1.1
+    """From one rate to the next."""
 
 
-FULL = Extent(rounds=7, seconds=2, start=2500.0)
-SHORT = Extent(rounds=1, seconds=1, start=1500.0)
+FULL = Extent(rounds=4, seconds=2, start=4000.0)
+SHORT = Extent(rounds=1, seconds=1, start=2000.0, step=1.6)
 
 
 def run(extent: Extent, say: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -268,7 +268,8 @@ def run(extent: Extent, say: Callable[[str], None]) -> list[dict[str, Any]]:
         for number in range(extent.rounds):
             for peer in peers if number % 2 == 0 else reversed(peers):
                 before = rates[peer.name]
-                rate, spent = highest(peer, before[-1] / STEP**2 if before else extent.start, extent.seconds)
+                start = before[-1] / extent.step**2 if before else extent.start
+                rate, spent = highest(peer, start, extent)
                 say(f"allocation: {peer.name} keeps {rate:.0f}/s")
                 rates[peer.name].append(rate)
                 cpu[peer.name].append(spent)
@@ -291,17 +292,17 @@ def run(extent: Extent, say: Callable[[str], None]) -> list[dict[str, Any]]:
     ]
 
 
-def highest(peer: Peer, start: float, seconds: float) -> tuple[float, float]:
+def highest(peer: Peer, start: float, extent: Extent) -> tuple[float, float]:
     """The highest rate of questions that a server keeps, 0 for none, and CPU microseconds for a question there."""
     kept, cpu, rate = 0.0, 0.0, start
     while True:
-        offer = peer.offer(rate, seconds)
+        offer = peer.offer(rate, extent.seconds)
         if offer.answered >= KEPT:
             kept, cpu = rate, offer.cpu
         elif kept or rate <= LOWEST:
             return kept, cpu
         # One that fails at once was started too high.
-        rate = rate * STEP if kept else max(rate / STEP**3, LOWEST)
+        rate = rate * extent.step if kept else max(rate / extent.step**3, LOWEST)
 
 
 def _cpu_seconds(pid: int) -> float:
