@@ -41,9 +41,7 @@ async def serving(cluster: Cluster, number: int, **settings: Any) -> AsyncIterat
     )
     leasable = pool(configured)
     store = EtcdStore(cluster, PublishedPool(leasable.addresses, leasable.ranges))
-    role = ServerRole(
-        configured, store, EtcdKeyStore(cluster), LanAddress("lo", address(number), LOOPBACK), time.time() + 60.0
-    )
+    role = ServerRole(configured, store, EtcdKeyStore(cluster), LanAddress("lo", address(number), LOOPBACK))
     store.on_offence(role.offence)
     await role.load()
     await role.listen()
