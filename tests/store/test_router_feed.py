@@ -18,7 +18,7 @@ from waiting import eventually
 
 from dnat.leases.records import Change, DropLease, LeaseRecord, PutLease
 from dnat.store import PublishedPool, StoreConflict, StoreError
-from dnat.store.etcd import layout
+from dnat.store.etcd import layout, live
 from dnat.store.etcd.client import Cluster, EtcdClient, delete, end_of, put
 from dnat.store.etcd.feed import RouterFeed
 from dnat.store.etcd.store import EtcdStore
@@ -101,7 +101,7 @@ def test_a_host_is_answered_when_every_router_has_its_ports(cluster: Cluster, tm
     asyncio.run(story())
 
 
-def test_an_answer_waits_for_a_router_that_is_slow(cluster: Cluster) -> None:
+def test_an_answer_waits_for_a_router_that_is_slow(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """The router is there and says that it has not followed; then it says that it has."""
 
     async def story() -> None:
@@ -116,6 +116,18 @@ def test_an_answer_waits_for_a_router_that_is_slow(cluster: Cluster) -> None:
             await router.transact([], [put(key, layout.router_value(store.revision))])
             await grant
             await store.transact([PutLease(renewal)])  # no news for a router: waits for none
+            monkeypatch.setattr(live, "LAG_SECONDS", 0.2)
+            await store.transact([PutLease(replace(RECORD, host=OTHER))])
+            monkeypatch.setattr(live, "LAG_SECONDS", 1e9)
+            await store.transact([PutLease(RECORD)])  # it was waited for in vain: not again
+            await router.transact([], [put(key, layout.router_value(store.revision))])
+            await eventually(lambda: store._live.routers["10.66.0.1"] == store.revision, "it has caught up")
+            known = store.revision
+            grant = asyncio.create_task(store.transact([PutLease(replace(RECORD, host=OTHER))]))
+            await eventually(lambda: store.revision > known, "the lease is durable")
+            assert not grant.done(), "from now on it is waited for again"
+            await router.transact([], [put(key, layout.router_value(store.revision))])
+            await grant
         await router.close()
 
     asyncio.run(story())

@@ -126,16 +126,19 @@ class RouterRole:
         self._start(self._refill(done))
 
     async def _refill(self, done: Callable[[], None]) -> None:
-        try:
-            await self._privileged.run(self._fill)
-        except DnatError as error:
-            log.error("%s", error)
-        done()
-        try:
-            for changed in await self._privileged.run(self._ensure):
-                log.info("%s", changed)
-        except DnatError as error:
-            log.error("%s", error)
+        filled = False
+        while True:
+            try:
+                if not filled:
+                    await self._privileged.run(self._fill)
+                    filled = True
+                    done()
+                for changed in await self._privileged.run(self._ensure):
+                    log.info("%s", changed)
+                return
+            except DnatError as error:
+                log.error("%s", error)
+                await asyncio.sleep(RECONCILE_SECONDS)
 
     def describe_owners(self) -> list[dict[str, Any]]:
         """The owners for ``show``."""

@@ -33,6 +33,7 @@ class Live:
         self.cluster = 0
         self.routers: dict[str, int] = {}
         """By LAN address: the revision up to which a router has the owners in its maps."""
+        self._late: dict[str, int] = {}
         self.on_offence: OffenceListener = lambda *_: None
         self._client = client
         self._prefix = client.cluster.path("live", "")
@@ -57,12 +58,18 @@ class Live:
         """Return when every router that is there has followed so far, or is taken to be gone."""
         try:
             async with asyncio.timeout(LAG_SECONDS):
-                while any(each < revision for each in self.routers.values()):
+                while self._behind(revision):
                     self._moved.clear()
                     await self._moved.wait()
         except TimeoutError:
-            late = ", ".join(name for name, each in self.routers.items() if each < revision)
-            log.warning("the router %s does not follow the lease store: answering without it", late)
+            for name in self._behind(revision):
+                self._late[name] = revision
+                log.warning("the router %s does not follow the lease store: answering without it", name)
+
+    def _behind(self, revision: int) -> list[str]:
+        """The routers to wait for. One that was waited for in vain is not again before it has caught up."""
+        self._late = {name: missed for name, missed in self._late.items() if self.routers.get(name, missed) < missed}
+        return [name for name, each in self.routers.items() if each < revision and name not in self._late]
 
     async def stop(self) -> None:
         await self.follower.stop()
