@@ -37,7 +37,7 @@ store: setup ## lease stores on a real etcd of three members: no root, a minute
 	@$(PY) -m pytest tests/store
 
 bpf: setup ## packets through the programs in the kernel, by BPF_PROG_TEST_RUN (root)
-	@$(PY) -m pytest tests/bpf
+	@$(PY) -m pytest tests/bpf -n 2 --dist loadfile
 
 netns: setup ## real daemons and real traffic in network namespaces (root)
 	@$(PY) -m pytest tests/netns -n 2 --dist loadfile

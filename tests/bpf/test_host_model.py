@@ -21,7 +21,7 @@ from dnat.dataplane import abi
 from dnat.system import netns
 from dnat.types import PortRange, Protocol
 
-PACKETS = int(os.environ.get("DNAT_MODEL_PACKETS", "1000000")) * 7 // 10
+PACKETS = int(os.environ.get("DNAT_MODEL_PACKETS", "1000000")) // 2
 """The rest is for the router."""
 ROUND = 5000
 """Packets until ports and bindings are others."""

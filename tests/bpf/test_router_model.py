@@ -41,7 +41,7 @@ from dnat.dataplane import abi
 from dnat.system import netns
 from dnat.types import Owner, PortRange, Protocol
 
-PACKETS = int(os.environ.get("DNAT_MODEL_PACKETS", "1000000")) * 3 // 20
+PACKETS = int(os.environ.get("DNAT_MODEL_PACKETS", "1000000")) // 4
 """Of each of the two; the rest is for the host."""
 ROUND = 1000
 """Packets until owners are others, and fragments forgotten."""
