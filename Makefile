@@ -10,7 +10,7 @@ SOAK_DEATHS := 200
 SOAK_HISTORIES := 20
 FUZZ_SECONDS := 60
 
-.PHONY: help setup demo demo-contrast test unit bpf netns conformance packaging store bench bench-short load load-short soak fuzz lint format reference install uninstall deb install-test clean
+.PHONY: help setup demo demo-contrast test unit bpf netns conformance packaging store vm-test vm-short vagrant-test bench bench-short load load-short soak fuzz lint format reference install uninstall deb install-test clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -40,7 +40,17 @@ bpf: setup ## packets through the programs in the kernel, by BPF_PROG_TEST_RUN (
 	@$(PY) -m pytest tests/bpf -n 2 --dist loadfile
 
 netns: setup ## real daemons and real traffic in network namespaces (root)
-	@$(PY) -m pytest tests/netns -n 2 --dist loadfile
+	@$(PY) -m pytest tests/netns tests/lab -n 2 --dist loadfile
+
+vm-test: setup ## packets on kernels of several ages, the package on virtual machines (root, QEMU, 20 min emulated)
+	@$(PY) -m pytest tests/vm
+	@DNAT_LAB=qemu $(PY) -m pytest tests/lab
+
+vm-short: setup ## the oldest kernel alone, few packets (root, QEMU, 2 min emulated)
+	@DNAT_VM_SHORT=1 DNAT_VM_KERNELS=5.10 $(PY) -m pytest tests/vm
+
+vagrant-test: setup ## the lab on Vagrant's machines: up, tests, destroyed (libvirt or VirtualBox)
+	@vagrant/test.sh
 
 conformance: setup ## every requirement of the NAT documents, on the wire; writes docs/conformance.md (root)
 	@$(PY) -m pytest tests/conformance

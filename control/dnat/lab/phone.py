@@ -71,7 +71,7 @@ class PhoneSettings:
     name: str
     """User part of its SIP address, and its name in messages."""
     namespace: str
-    """Network namespace under /run/netns."""
+    """Network namespace under /run/netns, or ``default``."""
     address: IPv4Address
     """Address it puts into SIP and SDP: the external address, or its own outside."""
     sip_port: int

@@ -104,13 +104,14 @@ def delete(name: str) -> bool:
 
 @contextlib.contextmanager
 def enter(name: str) -> Iterator[None]:
-    """Move the calling thread into the namespace ``name`` for the body, then back.
+    """Move the calling thread into the namespace ``name`` (``default``: the machine's own) for the body, then back.
 
     Everything opened or started inside belongs to that namespace for good. Do not ``await`` inside.
     Raises UsageError if there is no such namespace.
     """
+    path = Path("/proc/1/ns/net") if name == DEFAULT_INSTANCE else NETNS_DIRECTORY / name
     try:
-        target = os.open(NETNS_DIRECTORY / name, os.O_RDONLY | os.O_CLOEXEC)
+        target = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         raise UsageError(f"no network namespace called {name}; there are: {', '.join(names()) or 'none'}") from None
     try:

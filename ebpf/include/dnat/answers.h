@@ -70,7 +70,6 @@ static __always_inline bool sum_quote(struct __sk_buff *skb, __u64 length, __u64
 {
 	__u32 zero = 0;
 	struct cutting *room = cutting_get(&zero);
-	__s64 part;
 
 	if (!room || !WITHIN(length, sizeof(struct iphdr), QUOTE_MAX))
 		return false;
@@ -78,12 +77,9 @@ static __always_inline bool sum_quote(struct __sk_buff *skb, __u64 length, __u64
 	__builtin_memset(room->octets + QUOTE_SUM_AT_ONCE, 0, QUOTE_SUM_REST);
 	if (bpf_skb_load_bytes(skb, ETH_HLEN, room->octets, length))
 		return false;
-	part = bpf_csum_diff((void *)0, 0, (void *)room->octets, QUOTE_SUM_AT_ONCE, 0);
-	if (part < 0)
-		return false;
-	part = bpf_csum_diff((void *)0, 0, (void *)(room->octets + QUOTE_SUM_AT_ONCE), QUOTE_SUM_REST, part);
-	*sum = part;
-	return part >= 0;
+	*sum = add_up(room->octets + QUOTE_SUM_AT_ONCE, QUOTE_SUM_REST,
+		      add_up(room->octets, QUOTE_SUM_AT_ONCE, 0));
+	return true;
 }
 
 /* The device will complete the quoted checksum: what it writes is the complement of all that it adds up, so
@@ -102,8 +98,6 @@ static __always_inline bool sum_partial(struct __sk_buff *skb, const struct pack
 static __always_inline void fill_answer(struct answer *answer, const struct packet *packet,
 					const struct reply *reply, __u32 quoted, __u64 sum)
 {
-	__u64 header;
-
 	answer->ip.version = 4;
 	answer->ip.ihl = 5;
 	answer->ip.tos = ANSWER_TOS;
@@ -114,7 +108,7 @@ static __always_inline void fill_answer(struct answer *answer, const struct pack
 	answer->ip.protocol = IPPROTO_ICMP;
 	answer->ip.saddr = reply->source;
 	answer->ip.daddr = packet->source;
-	answer->ip.check = ~fold(bpf_csum_diff((void *)0, 0, (void *)&answer->ip, sizeof(answer->ip), 0));
+	answer->ip.check = ~fold(add_up(&answer->ip, sizeof(answer->ip), 0));
 	if (reply->error == ERROR_TIME_EXCEEDED) {
 		answer->icmp.type = ICMP_TIME_EXCEEDED;
 		answer->icmp.code = ICMP_EXC_TTL;
@@ -123,8 +117,7 @@ static __always_inline void fill_answer(struct answer *answer, const struct pack
 		answer->icmp.code = ICMP_FRAG_NEEDED;
 		answer->icmp.un.frag.mtu = TO_BE16(reply->mtu);
 	}
-	header = bpf_csum_diff((void *)0, 0, (void *)&answer->icmp, sizeof(answer->icmp), 0);
-	answer->icmp.checksum = ~fold(header + sum);
+	answer->icmp.checksum = ~fold(add_up(&answer->icmp, sizeof(answer->icmp), 0) + sum);
 }
 
 /* Hosts know the router by its LAN address, the outside by its WAN address. A sender on the LAN that holds no

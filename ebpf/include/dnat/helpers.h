@@ -49,6 +49,16 @@ struct next_hop {
 static long (*redirect_to_neighbour)(__u32 ifindex, struct next_hop *hop, int size,
 				     __u64 flags) = (void *)152;
 
+/* bcc 0.26 declares helper 28 as of type int, and what it adds up fills 32 bits in Linux before 6.13. */
+static __u64 (*checksum_difference)(void *from, __u64 from_size, void *to, __u64 to_size,
+				    __u64 seed) = (void *)28;
+
+/* Sum of octets on the stack or in a map, for a checksum; their number is a multiple of 4 and at most 512. */
+static __always_inline __u32 add_up(void *octets, __u32 size, __u32 seed)
+{
+	return checksum_difference((void *)0, 0, octets, size, seed);
+}
+
 /* Ticks since boot, milliseconds long; one load where the JIT knows it, ten times quicker than a clock. */
 static __u64 (*ticks)(void) = (void *)118;
 

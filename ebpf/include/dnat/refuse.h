@@ -78,10 +78,8 @@ static __always_inline bool make_answer(struct __sk_buff *skb, const struct pack
 	    bpf_skb_load_bytes(skb, ETH_HLEN, quoted, size))
 		return false;
 	answer.ip.tot_len = TO_BE16(sizeof(answer) + size);
-	answer.ip.check = folded(bpf_csum_diff(0, 0, (void *)&answer.ip, sizeof(answer.ip), 0));
-	answer.icmp.checksum =
-		folded(bpf_csum_diff(0, 0, (void *)quoted, size,
-				     bpf_csum_diff(0, 0, (void *)&answer.icmp, sizeof(answer.icmp), 0)));
+	answer.ip.check = folded(add_up(&answer.ip, sizeof(answer.ip), 0));
+	answer.icmp.checksum = folded(add_up(quoted, size, add_up(&answer.icmp, sizeof(answer.icmp), 0)));
 	return bpf_skb_change_tail(skb, ETH_HLEN + size, 0) == 0 &&
 	       bpf_skb_adjust_room(skb, sizeof(answer), BPF_ADJ_ROOM_MAC, 0) == 0 &&
 	       bpf_skb_store_bytes(skb, ETH_HLEN, &answer, sizeof(answer), 0) == 0 &&

@@ -71,12 +71,12 @@ static __always_inline bool is_quote_intact(struct __sk_buff *skb, const struct 
 	__u32 start = packet->l4 + sizeof(struct icmphdr);
 	__u64 length = packet->quoted - start;
 	__u8 header[QUOTED_HEADER_MAX] = {};
-	__u64 sum;
+	__u32 sum;
 
 	if (!WITHIN(length, sizeof(struct iphdr), QUOTED_HEADER_MAX) ||
 	    bpf_skb_load_bytes(skb, start, header, length))
 		return false;
-	sum = bpf_csum_diff((void *)0, 0, (void *)header, sizeof(header), 0);
+	sum = add_up(header, sizeof(header), 0);
 	sum = (sum & 0xffff) + (sum >> 16);
 	sum = (sum & 0xffff) + (sum >> 16);
 	return sum == 0xffff;

@@ -1,0 +1,1 @@
+"""Virtual machines for tests: QEMU guests with kernels of several ages, driven over a virtual serial line."""

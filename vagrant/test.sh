@@ -1,0 +1,18 @@
+#!/bin/bash
+# The lab of vagrant/ from nothing to tests to nothing again. What the Vagrantfile reads from the environment holds here.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+command -v vagrant >/dev/null || {
+    echo "vagrant is missing: apt-get install vagrant vagrant-libvirt libvirt-daemon-system" >&2
+    exit 4
+}
+packaging/deb.sh
+cd vagrant
+trap 'vagrant destroy -f' EXIT
+vagrant validate
+vagrant up --no-parallel
+nodes=${DNAT_NODES:-router ext phone1 phone2 sip}
+phones=$(grep -o 'phone[0-9]' <<<"$nodes" | wc -l)
+cd ..
+DNAT_LAB=vagrant DNAT_LAB_PHONES=$phones .venv/bin/python -m pytest tests/lab
