@@ -48,6 +48,8 @@ class Watched(Network):
     def __init__(self, mode: Mode | None) -> None:
         self.promised: dict[int, tuple[bytes, float]] = {}
         """Of each lease that was answered: to which host, and until when."""
+        self.given_back: set[int] = set()
+        """Leases whose RELEASE is on its way, or was: what the server still says of them before it knows is no promise."""
         self.learn_until = 0.0
         super().__init__(POOL, Policy((LAN,), lifetime=LIFETIME), mode)
 
@@ -61,11 +63,12 @@ class Watched(Network):
         message = decode(octets)
         if message.type is MessageType.RESPONSE and message.result.ok and message.host_id is not None:
             for info in message.leases:
-                if info.lifetime:
+                if info.lifetime and info.id not in self.given_back:
                     # The lifetime counts from the decision; the answer leaves when that is durable.
                     until = max(self.now - SLACK + info.lifetime, self.promised.get(info.id, (b"", 0.0))[1])
                     self.promised[info.id] = message.host_id, until
         if message.type is MessageType.RELEASE:
+            self.given_back |= {info.id for info in message.leases}
             self.forget(info.id for info in message.leases)
         super()._send(octets, source, target, arrive)
 
