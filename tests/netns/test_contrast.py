@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dnatcontrast.calls import Outcome, make
@@ -18,8 +17,7 @@ def test_masquerading_loses_a_voice_that_dnat_carries(tmp_path: Path) -> None:
         with standing(name, f"dt{os.getpid()}-{name[0]}", directory) as way:
             return {outcome.direction: outcome for outcome in make(way, directory, encryptions=(False,))}
 
-    with ThreadPoolExecutor(2) as pool:
-        masqueraded, distributed = pool.map(through, (MASQUERADE, DNAT))
+    masqueraded, distributed = through(MASQUERADE), through(DNAT)
     for direction in ("out", "in"):
         lame, whole = masqueraded[direction], distributed[direction]
         assert lame.answered and lame.hears_outside and not lame.hears_inside

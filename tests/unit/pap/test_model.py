@@ -49,7 +49,7 @@ class Watched(Network):
         self.promised: dict[int, tuple[bytes, float]] = {}
         """Of each lease that was answered: to which host, and until when."""
         self.given_back: set[int] = set()
-        """Leases whose RELEASE is on its way, or was: what the server still says of them before it knows is no promise."""
+        """Leases whose RELEASE was sent: what the server says of them before it has it is no promise."""
         self.learn_until = 0.0
         super().__init__(POOL, Policy((LAN,), lifetime=LIFETIME), mode)
 
