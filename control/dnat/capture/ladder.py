@@ -6,6 +6,7 @@ follow the order of time; their distance does not.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -24,6 +25,8 @@ BARE_MESSAGE_ROW = 38
 STREAM_ROW = 50
 HAIRPIN_EXTRA = 36
 """More height for what goes to the router and comes back."""
+HAIRPIN_SECONDS = 0.1
+"""A message that is seen again within this was not sent again: that takes half a second (RFC 3261, T1)."""
 SCENE_HEAD = 62
 SCENE_GAP = 22
 
@@ -257,7 +260,8 @@ class _Picture:
         parts = [svg.arrow(way.points, colour)]
         if way.passes_router or way.turns:
             parts.append(svg.circle(way.router, way.router_y, 4, fill="#ffffff", stroke=colour))
-        title = row.message.summary + (f" (sent {row.repeats + 1} times)" if row.repeats else "")
+        title = textwrap.shorten(row.message.summary, 24, placeholder=" …")
+        title += f" (sent {row.repeats + 1} times)" if row.repeats else ""
         x = way.first_middle
         if way.passes_router and abs(x - way.router) < 40:
             x -= self._step / 2
@@ -334,9 +338,14 @@ def _rows(scene: Scene) -> list[_Row]:
     for entry in scene.calls:
         talking = max((m.at for m in entry.call.messages if m.method == "ACK"), default=entry.call.messages[0].at)
         found: dict[tuple[str, Endpoint, Endpoint, str | None], _Row] = {}
+        seen_at: dict[tuple[str, Endpoint, Endpoint, str | None], float] = {}
         for message in entry.call.messages:
             key = (message.summary, message.source, message.destination, message.header("CSeq"))
-            repeats = found[key].repeats + 1 if key in found else 0
+            repeats = found[key].repeats if key in found else 0
+            # On the LAN one between two hosts is seen twice, towards the router and back.
+            if key in found and message.at - seen_at[key] > HAIRPIN_SECONDS:
+                repeats += 1
+            seen_at[key] = message.at
             at = found[key].at if key in found else message.at
             found[key] = _Row(at, message.source, message.destination, message, repeats)
         rows += found.values()

@@ -55,3 +55,15 @@ def test_who_answers_302_is_a_redirect_server(scene: Scene, tmp_path: Path) -> N
     scene.sip(phone, outside, sip("SIP/2.0 200 OK", "8 INVITE", contact=phone, sdp=sdp(PHONE, 20002)))
     names = [name for name, _ in heads(scene, tmp_path / "a.pcap")]
     assert names == ["ext", "redirect server", "router", "phone1"], "the scene's To is ext, its From phone1"
+
+
+def test_a_message_on_its_way_to_the_router_and_back_was_sent_once(scene: Scene, tmp_path: Path) -> None:
+    trying = sip("SIP/2.0 100 trying -- your call is important to us", "7 INVITE")
+    for after in (0.0, 0.001, 0.5, 0.001):
+        scene.clock += after
+        scene.sip(CALLER, SERVER, sip(INVITE, "7 INVITE", sdp=sdp(PHONE, 20002)))
+    scene.sip(SERVER, CALLER, trying)
+    (call,) = read_traffic(scene.write(tmp_path / "a.pcap")).calls
+    drawn = call_ladder.draw([call], [IPv4Address(PHONE)])
+    assert "INVITE (sent 2 times)" in drawn
+    assert "100 trying -- your …" in drawn and "important" not in drawn
