@@ -165,7 +165,7 @@ class ServerRole:
 
     def _drain_state(self) -> str:
         drained = ", ".join(map(str, self._core.table.drained))
-        return ", draining" if self._core.draining else f", draining {drained}" if drained else ""
+        return ", draining" if self._core.decisions.draining else f", draining {drained}" if drained else ""
 
     @property
     def external_addresses(self) -> tuple[IPv4Address, ...]:
@@ -211,7 +211,7 @@ class ServerRole:
 
         None ends draining of either kind. Raises StoreError.
         """
-        self._core.draining = addresses is not None and not addresses
+        self._core.decisions.draining = addresses is not None and not addresses
         taken = self._core.drain(addresses or frozenset(), self._clock())
         await self._durable()
         return taken

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from dnat.leases.records import LeaseRecord
 from dnat.pap.answers import Destination
 from dnat.pap.backoff import Backoff, Draw
 from dnat.pap.messages import AGENT_PORT, LeaseInfo, Result
@@ -104,10 +103,10 @@ class Invalidations:
         self._warned_at[host] = now
         return True
 
-    def forget_warnings(self, host: IPv4Address, record: LeaseRecord) -> None:
+    def forget_warnings(self, host: IPv4Address, lease: LeaseInfo) -> None:
         """The host has these ports by now: a warning repeated after that would take them from it."""
         for invalidation in tuple(self._open.values()):
             if invalidation.warning and invalidation.host == host:
                 info = invalidation.leases[0]
-                if info.address == record.address and info.ports.overlaps(record.ports):
+                if info.address == lease.address and info.ports.overlaps(lease.ports):
                     del self._open[invalidation.transaction]

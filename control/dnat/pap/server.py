@@ -13,41 +13,28 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 
 from dnat.errors import UsageError
-from dnat.leases.errors import LeaseRefused, Refusal
-from dnat.leases.records import Change, LeaseRecord
+from dnat.leases.records import Change
 from dnat.leases.table import LeaseTable
 from dnat.pap.announcing import Announcing
 from dnat.pap.answers import Answer, AnswerCache, Asked, Destination, Step
 from dnat.pap.auth import Key
 from dnat.pap.backoff import Draw
 from dnat.pap.codec import CodecError, decode, encode
-from dnat.pap.guard import Agreed, Guard, Passed, Refused
+from dnat.pap.decisions import Decisions, record_info
+from dnat.pap.guard import Guard, Passed, Refused
 from dnat.pap.invalidations import Invalidation, Invalidations
 from dnat.pap.keyring import KeyChange
-from dnat.pap.messages import MAX_LEASES, LeaseInfo, Message, MessageType, Result, Want
+from dnat.pap.messages import MAX_LEASES, LeaseInfo, Message, MessageType, Result
 from dnat.pap.policy import Policy
 from dnat.types import PortRange, Protocol, Purpose
 
 CALM = 1.0
 """Seconds after a failure of the store before the server lets leases expire again."""
-DRAIN_RETRY = 60
-"""Seconds after which a host may ask a server again that grants nothing for the time being."""
-LEARN_RETRY = 2
-"""Seconds after which a host may ask again while others register what they hold."""
-CLOCK_STEP = 1e-6
-"""Seconds, above the resolution of a wall clock in a float: 3600 s just granted are not 3599."""
 MAX_EPOCH = 0xFFFFFFFF
 MAX_TEXT = 48
 """Characters of an operator's words: they fit beside 32 leases and AUTH in any script."""
 
 _ANSWERS = {MessageType.REQUEST: MessageType.RESPONSE, MessageType.RELEASE: MessageType.ACK}
-
-_RESULTS = {
-    Refusal.OUTSIDE_POOL: Result.OUTSIDE_POOL,
-    Refusal.EXHAUSTED: Result.POOL_EXHAUSTED,
-    Refusal.TAKEN: Result.PORT_TAKEN,
-    Refusal.HELD: Result.PORT_HELD,
-}
 
 
 class Server:
@@ -59,11 +46,8 @@ class Server:
         """``epoch_start``: when the lease state began, stored beside it and lost with it; without a guard
         everybody on the LAN is trusted.
         """
-        self.table = table
-        self.policy = policy
+        self.decisions = Decisions(table, draw, policy, guard)
         self.guard = guard
-        self.draining = False
-        """Nothing new is granted; what is leased stays so, and is renewed."""
         self.counters: Counter[str] = Counter()
         """Outcomes (``want-success``, ``renew-store-failed``) and drops (``off-lan``), by name."""
         self._draw = draw
@@ -74,7 +58,11 @@ class Server:
         self._uncommitted: dict[Step, tuple[Answer | Invalidation, ...]] = {}
         self._calm_until = 0.0
         self._announcing = Announcing()
-        self._learning_until = 0.0
+
+    @property
+    def table(self) -> LeaseTable:
+        """Who holds what."""
+        return self.decisions.table
 
     def begin(self, now: float, broadcast: Iterable[IPv4Address] = (), learn: float = 0.0) -> None:
         """Tell the LANs with these broadcast addresses that the server is there.
@@ -83,13 +71,13 @@ class Server:
         anything else is granted.
         """
         self._announcing = Announcing(tuple(broadcast), now)
-        self._learning_until = now + learn
+        self.decisions.learning_until = now + learn
 
     # What goes in
 
     def receive(self, datagram: bytes, source: Destination, now: float) -> None:
         """Take in a datagram. Never raises, whatever is in it and whoever sent it; see `counters`."""
-        if not self.policy.serves(source[0]):
+        if not self.decisions.policy.serves(source[0]):
             self.counters["off-lan"] += 1
             return
         if self.guard is not None and not self.guard.is_worth_reading(datagram, source, now):
@@ -124,7 +112,7 @@ class Server:
             record, made = self.table.revoke(lease_id, now)
             changes += made
             if record is not None:
-                told.setdefault((record.host_id, record.host), []).append(_info(record))
+                told.setdefault((record.host_id, record.host), []).append(record_info(record))
                 self.counters[f"invalidate-{reason.label}"] += 1
         invalidations: list[Invalidation] = []
         for (host_id, host), infos in told.items():
@@ -137,10 +125,10 @@ class Server:
 
     def offence(self, host: IPv4Address, address: IPv4Address, port: int, protocol: Protocol, now: float) -> None:
         """A router saw the host use a port that is not its own: say so, as often as the rate limit allows."""
-        if not self.policy.serves(host) or not 1 <= port <= 65535:
+        if not self.decisions.policy.serves(host) or not 1 <= port <= 65535:
             return
         self.counters["offence"] += 1
-        if now < self._learning_until:
+        if now < self.decisions.learning_until:
             self.counters["offence-while-learning"] += 1
             return
         if not self._invalidations.may_warn(host, now):
@@ -223,7 +211,7 @@ class Server:
         for step in queued:
             self.failed(step, now)
         table.drained = self.table.drained
-        self.table = table
+        self.decisions.table = table
 
     def overtaken(self, steps: Iterable[Step], correct: Callable[[Iterable[Change]], None], now: float) -> None:
         """Another server changed the leases before these steps, and those not handed out yet, were durable.
@@ -283,7 +271,9 @@ class Server:
         """Decide an admitted question; ``keys``: what has to be durable besides."""
         message, source = asked.message, asked.source
         answer = Answer(message.type, host_id, message.transaction, asked=asked)
-        kind = self._decide(message, answer, asked.key, source[0], now)
+        kind = self.decisions.decide(message, answer, asked.key, source[0], now)
+        if message.want is not None and answer.leases:
+            self._invalidations.forget_warnings(source[0], answer.leases[0])
         answer.counter = f"{kind}-{answer.result.label}"
         self.counters[answer.counter] += 1
         changes, answer.changes = tuple(answer.changes), []
@@ -291,127 +281,6 @@ class Server:
         self._answers.put(answer, now)
         octets = self._octets(answer, asked.key, source, now, new_key=asked.new_key and answer.key is None)
         self._put(changes, [(octets, source)], (answer,), now, keys)
-
-    def _decide(self, message: Message, answer: Answer, key: Key | None, host: IPv4Address, now: float) -> str:
-        """Act on a question and fill in its answer; returns what kind of question it was."""
-        if message.type is MessageType.RELEASE:
-            if message.leases and all(info.id for info in message.leases):
-                for info in message.leases:
-                    answer.changes += self.table.release(info.id, answer.host_id, now)
-            else:
-                answer.result, answer.reason = Result.MALFORMED, "a RELEASE names leases"
-            return "release"
-        asked = (message.want is not None) + bool(message.leases) + message.resume + (message.key_share is not None)
-        if asked != 1 or not all(info.id for info in message.leases):
-            answer.result, answer.reason = Result.MALFORMED, "a REQUEST is one of WANT, LEASE, RESUME and KEY-SHARE"
-            return "request"
-        if message.key_share is not None:
-            self._decide_agreement(message, answer, key, host, now)
-            return "agree"
-        answer.changes += self.table.move(answer.host_id, host)
-        if message.want is not None:
-            self._decide_want(message.want, answer, key, host, now)
-            return "want"
-        if message.resume:
-            asked_leases = tuple(_info(record) for record in self.table.of_host(answer.host_id))
-            self._decide_renewal(asked_leases, answer, now, keep_longer=True)
-            answer.leases = tuple(info for info in answer.leases if info.lifetime)
-            return "resume"
-        self._decide_renewal(message.leases, answer, now)
-        return "renew"
-
-    def _decide_agreement(
-        self, message: Message, answer: Answer, key: Key | None, host: IPv4Address, now: float
-    ) -> None:
-        if self.guard is None:
-            answer.result, answer.reason = Result.NOT_AUTHORIZED, "this server has no keys"
-            return
-        outcome = self.guard.agree(message, key, host, now)
-        if isinstance(outcome, Agreed):
-            answer.key, answer.key_share = outcome.key, outcome.share
-            answer.key_changes += outcome.changes
-        else:
-            answer.result, answer.reason, answer.retry_after = outcome.result, outcome.reason, outcome.retry_after
-
-    def _decide_renewal(
-        self, asked: tuple[LeaseInfo, ...], answer: Answer, now: float, keep_longer: bool = False
-    ) -> None:
-        """Renew what can be; the others are listed with lifetime 0."""
-        infos = {}
-        for info in asked:
-            before = self.table.get(info.id)
-            lifetime = float(self.policy.granted_lifetime(info.lifetime, before.ports if before else None))
-            if keep_longer and before is not None:
-                lifetime = max(lifetime, before.expires_at - now)
-            record, changes = self.table.renew(info.id, answer.host_id, lifetime, now)
-            answer.changes += changes
-            infos[info.id] = replace(info, lifetime=0) if record is None else _info(record, now)
-        answer.leases = tuple(infos.values())
-
-    def _names(self, host_id: bytes, key: Key | None, host: IPv4Address) -> frozenset[str]:
-        """What reservations may call a host. A name counts only where the key vouches for it."""
-        record = self.guard.keyring.get(key.id) if key is not None and self.guard is not None else None
-        return frozenset({str(host), host_id.hex()} | ({record.name} if record is not None else set()))
-
-    def _decide_want(self, want: Want, answer: Answer, key: Key | None, host: IPv4Address, now: float) -> None:
-        record = self.table.of_transaction(answer.host_id, answer.transaction)
-        lifetime = self.policy.granted_lifetime(want.lifetime, want.ports)
-        if record is None and (same := self._holds_already(answer.host_id, want)) is not None:
-            # A host that forgot what it holds, or that thinks we did, asks for its own ports by number.
-            record, changes = self.table.renew(same.id, answer.host_id, lifetime, now)
-            answer.changes += changes
-        if record is None and want.ports is not None:
-            names = self._names(answer.host_id, key, host)
-            if not self.policy.may_lease(want.ports, names):
-                answer.result, answer.reason = Result.NOT_AUTHORIZED, "these ports are reserved for other hosts"
-                return
-        if record is None and self.draining:
-            answer.result, answer.retry_after = Result.SHUTTING_DOWN, DRAIN_RETRY
-            return
-        if record is None and now < self._learning_until and (want.first is None or want.address is None):
-            # Somebody may still hold what would be granted here.
-            answer.result, answer.retry_after = Result.BUSY, LEARN_RETRY
-            answer.reason = "the leases were lost: hosts register what they hold"
-            return
-        try:
-            if record is None:
-                record = self._grant(want, lifetime, answer, host, now)
-        except LeaseRefused as refused:
-            answer.result = _RESULTS[refused.refusal]
-            answer.reason, answer.retry_after = str(refused), refused.retry_after
-        except _OverQuota as over:
-            answer.result, answer.reason = Result.QUOTA_EXCEEDED, str(over)
-        except _TooManyWantsError:
-            answer.result, answer.retry_after = Result.BUSY, 1
-        else:
-            answer.result = Result.FEWER if len(record.ports) < want.count else Result.SUCCESS
-            answer.leases = (_info(record, now),)
-            self._invalidations.forget_warnings(host, record)
-
-    def _grant(self, want: Want, lifetime: int, answer: Answer, host: IPv4Address, now: float) -> LeaseRecord:
-        held = self.table.of_host(answer.host_id)
-        used = max(sum(len(record.ports) for record in each) for each in (held, self.table.at(host)))
-        room = self.policy.max_ports_per_host - used
-        if len(held) >= self.policy.max_leases_per_host:
-            raise _OverQuota(f"at most {self.policy.max_leases_per_host} leases per host")
-        if room < 1 or (want.all_or_nothing and want.count > room):
-            raise _OverQuota(f"at most {self.policy.max_ports_per_host} ports per host")
-        if self.guard is not None and not self.guard.admit_lease(now):
-            raise _TooManyWantsError
-        want = replace(want, count=min(want.count, room), lifetime=lifetime)
-        record, changes = self.table.grant(answer.host_id, host, want, answer.transaction, now, choose=self._choose)
-        answer.changes += changes
-        return record
-
-    def _holds_already(self, host_id: bytes, want: Want) -> LeaseRecord | None:
-        for record in self.table.of_host(host_id) if want.first is not None else ():
-            same_use = record.protocol is want.protocol and record.purpose is want.purpose
-            if record.ports == want.ports and same_use and want.address in (None, record.address):
-                return record
-        return None
-
-    def _choose(self, n: int) -> int:
-        return self._draw() % n
 
     # Refusals of what is no question
 
@@ -514,7 +383,7 @@ class Server:
         for info in answer.leases:
             record = self.table.get(info.id)
             ours = record is not None and record.host_id == answer.host_id
-            leases.append(_info(record, now) if record is not None and ours else replace(info, lifetime=0))
+            leases.append(record_info(record, now) if record is not None and ours else replace(info, lifetime=0))
         octets = encode(
             Message(
                 _ANSWERS[answer.question],
@@ -535,21 +404,7 @@ class Server:
         return min(max(0, int(now - self._epoch_start)), MAX_EPOCH)
 
 
-class _TooManyWantsError(Exception):
-    """There is no time for one more lease now."""
-
-
-class _OverQuota(Exception):
-    """The host has as much as the policy allows."""
-
-
 def _no_larger(message: Message, limit: int) -> bytes:
     """The message, without the words for people where they would make it larger than ``limit`` octets."""
     octets = encode(message)
     return octets if len(octets) <= limit else encode(replace(message, reason=None))
-
-
-def _info(record: LeaseRecord, now: float | None = None) -> LeaseInfo:
-    """The lease as a message speaks of it, with the lifetime that is left, rounded down; 0 without a time."""
-    left = 0 if now is None else max(0, int(record.expires_at - now + CLOCK_STEP))
-    return LeaseInfo(record.id, record.address, record.ports, record.protocol, record.purpose, left)

@@ -191,7 +191,7 @@ class AnyHistory(RuleBasedStateMachine):
     @rule()
     def everything_is_drained(self) -> None:
         if self.net.server is not None:
-            self.net.server.draining = True
+            self.net.server.decisions.draining = True
 
     @rule(address=st.sampled_from(ADDRESSES))
     def an_address_is_drained(self, address: IPv4Address) -> None:
@@ -202,7 +202,7 @@ class AnyHistory(RuleBasedStateMachine):
     @rule()
     def draining_ends(self) -> None:
         if self.net.server is not None:
-            self.net.server.draining = False
+            self.net.server.decisions.draining = False
             self.net.server.drain(frozenset(), self.net.now)
 
     @rule()

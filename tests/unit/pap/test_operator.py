@@ -112,7 +112,7 @@ def test_draining_renews_and_grants_nothing() -> None:
     phone.agent.want(SIP, net.now)
     net.silent(1)
     assert net.server is not None
-    net.server.draining = True
+    net.server.decisions.draining = True
     late.agent.want(BLOCK, net.now)
     net.run(40)
     net.expect("""
