@@ -12,6 +12,7 @@ if [ "${1:-}" != --inside ]; then
 fi
 shift
 work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
 ip link set lo up
 # libvirt would go on asking a KVM that does not answer.
 if [ -e /dev/kvm ]; then
