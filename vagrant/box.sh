@@ -1,6 +1,6 @@
 #!/bin/bash
 # Builds a Debian 12 box for libvirt: box.sh FILE. For a machine that cannot fetch the public one; the box has in it all that
-# the lab installs, so its machines need no network. Needs root, mmdebstrap, extlinux, e2fsprogs, qemu-utils and vagrant.
+# the lab installs, so its machines need no network. Needs root, mmdebstrap, extlinux, e2fsprogs, fdisk, qemu-utils and vagrant.
 set -euo pipefail
 
 output=$(realpath "$1")

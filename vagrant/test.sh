@@ -7,7 +7,8 @@ command -v vagrant >/dev/null || {
     echo "vagrant is missing: apt-get install vagrant vagrant-libvirt libvirt-daemon-system" >&2
     exit 4
 }
-packaging/deb.sh
+DNAT_PACKAGE=$(realpath "${DNAT_PACKAGE:-$(packaging/deb.sh)}")
+export DNAT_PACKAGE
 cd vagrant
 trap 'vagrant destroy -f' EXIT
 vagrant validate

@@ -18,10 +18,15 @@ LEAST = 1.0
 """Seconds of the other's tone that must be heard, of three: nothing is said about losses on an emulated machine."""
 
 
+def card(place: Place, node: str) -> str:
+    """The network card towards the lab."""
+    return str(json.loads(place.run(node, "ip", "-j", "route", "get", str(place.topology.external)).out)[0]["dev"])
+
+
 def phone(place: Place, node: str, other: str, directory: str, uri: tuple[str, ...] = ()) -> dict[str, Any]:
     """One end of a call."""
     if node == "ext":
-        numbers, where = (5060, 40000, 40015), (str(EXT), "eth0")
+        numbers, where = (5060, 40000, 40015), (str(EXT), card(place, node))
     else:
         lease = json.loads(
             place.run(node, "dnatctl", "request", "--ports", "10", "--parity", "even", "-o", "json").out

@@ -19,6 +19,13 @@ def test_cards_get_names_addresses_and_routes() -> None:
     ]
 
 
+def test_a_nodes_only_card_keeps_its_name() -> None:
+    assert network_commands(Topology().node("phone1"), ["ens6"])[:2] == [
+        f"ip addr replace {Topology().node('phone1').ports[0].address} dev ens6",
+        "ip link set ens6 up",
+    ]
+
+
 def test_a_card_for_each_port() -> None:
     with pytest.raises(UsageError, match="2 ports"):
         network_commands(Topology().node("router"), ["eth0"])
