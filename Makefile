@@ -46,7 +46,7 @@ vm-test: setup ## packets on kernels of several ages, the package on virtual mac
 	@$(PY) -m pytest tests/vm
 	@DNAT_LAB=qemu $(PY) -m pytest tests/lab
 
-vm-short: setup ## the oldest kernel alone, few packets (root, QEMU, 2 min emulated)
+vm-short: setup ## the oldest kernel alone, fewer packet tests (root, QEMU, 5 min emulated)
 	@DNAT_VM_SHORT=1 DNAT_VM_KERNELS=5.10 $(PY) -m pytest tests/vm
 
 vagrant-test: setup ## the lab on Vagrant's machines: up, tests, destroyed (libvirt or VirtualBox)
