@@ -114,7 +114,7 @@ def sealed_server(octets: bytes) -> None:
     one.receive(message, (HOST, 5728), NOW + 1)
     for step in one.steps():
         one.committed(step, NOW + 1)
-    assert sum(len(record.ports) for record in one.table) <= one.policy.max_ports_per_host
+    assert sum(len(record.ports) for record in one.table) <= one.decisions.policy.max_ports_per_host
     assert all(record.host_id == HOST_ID for record in one.table)
 
 
