@@ -69,6 +69,14 @@ load: setup ## 200 calls at once, 500 calls a second, and what a call costs the 
 load-short: setup ## the same with few calls: none may fail (root, 40 s)
 	@$(PY) -m pytest tests/load
 
+soak: setup ## daemons killed SOAK_DEATHS times, longer histories of the protocol (root, an hour)
+	@DNAT_SOAK=$(SOAK_HISTORIES) $(PY) -m pytest tests/unit/pap/test_model.py
+	@DNAT_SOAK_DEATHS=$(SOAK_DEATHS) $(PY) -m pytest -s tests/netns/test_mayhem.py
+
+fuzz: setup ## look for octets that no reader survives, FUZZ_SECONDS for each reader
+	@$(PY) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore -e '.[fuzz]'
+	@tests/fuzz/fuzz.sh $(PY) $(FUZZ_SECONDS)
+
 packaging: setup ## wheel, systemd units, manual pages
 	@$(PY) -m pytest tests/install --ignore tests/install/test_clean_root.py
 
