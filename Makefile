@@ -15,11 +15,15 @@ FUZZ_SECONDS := 60
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
-setup: $(STAMP) ## install packages, make the virtual environment, put dnatctl on the PATH (root)
+setup: $(STAMP) $(if $(filter 0,$(shell id -u)),$(LINK)) ## install packages, make the virtual environment, put dnatctl on the PATH (root)
 
 $(STAMP): pyproject.toml scripts/setup.sh
 	@PYTHON=$(PYTHON) VENV=$(VENV) LINK=$(LINK) scripts/setup.sh
 	@touch $@
+
+# A link into a checkout that is no more counts as missing.
+$(LINK): | $(STAMP)
+	@PYTHON=$(PYTHON) VENV=$(VENV) LINK=$(LINK) scripts/setup.sh
 
 demo: setup ## two phones behind one address make real calls (root)
 	@$(VENV)/bin/dnatctl lab demo
