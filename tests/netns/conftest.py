@@ -9,10 +9,11 @@ import shutil
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from inside import ip, run, snapshot
-from nodes import Lab, Machine, prepare_for_xdp
+from nodes import Lab, Machine
 from small import Small
 
 import dnat
@@ -22,7 +23,7 @@ from dnat.dataplane.sources import SOURCES
 from dnat.lab import builder, control
 from dnat.lab.topology import Topology
 from dnat.system import netns
-from dnat.system.paths import BPF_DIRECTORY, NETNS_CONFIG_DIRECTORY, RUN_DIRECTORY, STATE_DIRECTORY
+from dnat.system.paths import BPF_DIRECTORY, RUN_DIRECTORY, STATE_DIRECTORY
 
 _numbers = itertools.count(1)
 
@@ -76,8 +77,8 @@ def small(namespace: Callable[[str], str], tmp_path: Path) -> Small:
     return Small(Machine(server, "10.77.0.1"), machines[0], machines[1], tmp_path / "server.toml")
 
 
-def _lab(name: str, *, own_address: bool, sip: str | None = None) -> Iterator[Lab]:
-    topology = Topology(prefix=f"dt{os.getpid()}{name}", own_address=own_address, sip=sip)
+def _lab(name: str, **options: Any) -> Iterator[Lab]:
+    topology = Topology(prefix=f"dt{os.getpid()}{name}", **options)
     try:
         builder.build(topology)
         untouched = {node.name: snapshot(topology.namespace(node.name)) for node in topology.nodes}
@@ -90,7 +91,7 @@ def _lab(name: str, *, own_address: bool, sip: str | None = None) -> Iterator[La
 @pytest.fixture(scope="session")
 def routed_lab(_root: None) -> Iterator[Lab]:
     """A lab whose external address is routed to the router. Tests leave it as they find it."""
-    yield from _lab("r", own_address=False)
+    yield from _lab("r")
 
 
 @pytest.fixture(scope="session")
@@ -102,20 +103,13 @@ def own_lab(_root: None) -> Iterator[Lab]:
 @pytest.fixture(scope="session")
 def xdp_lab(_root: None) -> Iterator[Lab]:
     """A lab with the router's own address as external one, whose router uses XDP. Tests leave it as they find it."""
-    for lab in _lab("x", own_address=True):
-        prepare_for_xdp(lab)
-        router = lab["router"]
-        path = NETNS_CONFIG_DIRECTORY / router.namespace / "dnat" / "dnat.toml"
-        path.write_text(path.read_text() + 'xdp = "on"\n')
-        router.dnatctl("down")
-        router.dnatctl("up")
-        yield lab
+    yield from _lab("x", own_address=True, xdp=True)
 
 
 @pytest.fixture(scope="session")
 def sip_lab(_root: None) -> Iterator[Lab]:
     """A lab with a SIP proxy and three users: alice, bob, carol. Tests leave it as they find it."""
-    for lab in _lab("s", own_address=False, sip="proxy"):
+    for lab in _lab("s", sip="proxy"):
         for user in ("alice", "bob", "carol"):
             lab["sip"].dnatctl("sip", "users", "add", user, "--password", f"secret-{user}")
         yield lab

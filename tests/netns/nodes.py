@@ -179,22 +179,6 @@ class Lab:
             self[node].run("ip", "route", "flush", "cache")
 
 
-def prepare_for_xdp(lab: Lab) -> None:
-    """Make the lab's cables as XDP needs them: GRO at the router's far ends, so that they take what it redirects, and
-    whole checksums from the hosts, as real cables have, so that XDP takes TCP and UDP.
-    """
-    for name, interface in ((lab.topology.switch, "router"), (lab["ext"].namespace, "eth0")):
-        _ethtool(name, interface, "gro", "on")
-    for node in lab.topology.nodes:
-        if node.name != "router":
-            _ethtool(lab[node.name].namespace, "eth0", "tx", "off")
-
-
-def _ethtool(namespace: str, interface: str, feature: str, state: str) -> None:
-    command = ["ethtool", "-K", interface, feature, state]
-    netns.run(command, namespace, check=True, capture_output=True, timeout=20)
-
-
 def eventually(check: Callable[[], Any], what: str, seconds: float = 5.0) -> Any:
     """Wait until ``check`` gives something true; fails the test otherwise."""
     deadline = time.monotonic() + seconds

@@ -71,3 +71,12 @@ def test_a_lab_from_up_to_down(topology: Topology) -> None:
     eventually(lambda: not [pid for pid in processes if Path(f"/proc/{pid}/cwd").exists()], "all processes have ended")
     assert _traces(topology.prefix) == []
     assert "no lab called" in _lab(topology, "down")
+
+
+def test_a_lab_with_keys_whose_packets_go_by_xdp(topology: Topology) -> None:
+    options = ("--phones", "1", "--authentication", "strict", "--xdp")
+    assert "strict; routing lan to wan (XDP)" in _lab(topology, "up", *options)
+    assert _lab(topology, "up", *options).count("already up") == 3, "nobody needs a key twice"
+    lab = Lab(topology, {})
+    lab["phone1"].run("curl", "-fsS", "--max-time", "5", f"http://{lab.ext}/")
+    assert lab["router"].show()["router"]["path"] == "xdp"

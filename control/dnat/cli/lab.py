@@ -41,8 +41,26 @@ def lab() -> None:
     help="Where the port server is: apart, etcd runs on three nodes, too.",
 )
 @click.option("--servers", type=click.IntRange(1, 2), default=1, show_default=True, help="With --server apart.")
+@click.option(
+    "--authentication",
+    type=click.Choice(["open", "tofu", "strict"]),
+    default="open",
+    show_default=True,
+    help="The server's mode; with strict, hosts are given keys first.",
+)
+@click.option("--xdp", is_flag=True, help="Routers send plain packets on at XDP; the cables are made for it.")
 @_prefix
-def up(phones: int, own_address: bool, sip: str | None, routers: int, server: str, servers: int, prefix: str) -> None:
+def up(
+    phones: int,
+    own_address: bool,
+    sip: str | None,
+    routers: int,
+    server: str,
+    servers: int,
+    authentication: str,
+    xdp: bool,
+    prefix: str,
+) -> None:
     """Build the lab and bring every node up. Doing it twice is harmless."""
     from dnat.lab import control
     from dnat.lab.topology import Topology
@@ -51,7 +69,16 @@ def up(phones: int, own_address: bool, sip: str | None, routers: int, server: st
     apart = servers if server == "apart" else 0
     if servers > 1 and not apart:
         raise UsageError("a router is one server; for more: --server apart")
-    topology = Topology(prefix=prefix, phones=phones, own_address=own_address, sip=sip, routers=routers, servers=apart)
+    topology = Topology(
+        prefix=prefix,
+        phones=phones,
+        own_address=own_address,
+        sip=sip,
+        routers=routers,
+        servers=apart,
+        authentication=authentication,
+        xdp=xdp,
+    )
     control.up(topology, click.echo)
 
 

@@ -47,11 +47,14 @@ def build(topology: Topology) -> bool:
             f"{' and the router’s own address' if standing.own_address else ''}"
             f"{f' and a SIP {standing.sip} server' if standing.sip else ''}"
             f"{f', {standing.routers} routers and a server apart' if standing.servers else ''}"
+            f"{', XDP' if standing.xdp else ''}"
             " is up; take it down first"
         )
     destroy(topology.prefix)
     try:
         _build_network(topology)
+        if topology.xdp:
+            _suit_xdp(topology)
         for node in topology.nodes:
             _configure(topology, node)
         _start_services(topology)
@@ -147,6 +150,26 @@ def _build_wan(topology: Topology) -> None:
     name = topology.namespace(router.name)
     with netns.enter(name), rtnetlink.socket("build the WAN of the lab") as rtnl:
         _cable(rtnl, near.name, topology.namespace(ext.name), far.name)
+
+
+def _suit_xdp(topology: Topology) -> None:
+    """Make cables as XDP needs them: GRO at the routers' far ends, so that they take what it redirects, and whole
+    checksums from everybody else, as real cables have, so that it need not leave TCP and UDP to TC.
+    """
+    others = [node for node in topology.nodes if "router" not in node.roles]
+    for node in others:
+        _offload(topology.namespace(node.name), "eth0", "tx", "off")
+    _offload(topology.namespace(_SERVICES_NODE), "eth0", "gro", "on")
+    for node in topology.nodes:
+        if "router" in node.roles:
+            _offload(topology.switch, node.name, "gro", "on")
+
+
+def _offload(namespace: str, interface: str, feature: str, state: str) -> None:
+    command = ["ethtool", "-K", interface, feature, state]
+    done = netns.run(command, namespace, capture_output=True, text=True, timeout=20)
+    if done.returncode != 0:
+        raise PlatformError(f"{interface} in {namespace} cannot have {feature} {state}: {done.stderr.strip()}")
 
 
 def _ports(topology: Topology, segment: str) -> list[tuple[Node, Port]]:

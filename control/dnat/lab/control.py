@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -52,6 +53,8 @@ def up(topology: Topology, say: Say) -> None:
     hosts = [node for node in nodes if "host" in node.roles]
     with ThreadPoolExecutor(_TOGETHER) as pool:
         for group in (servers, routers, hosts):
+            if group is hosts and topology.authentication == "strict":
+                _hand_out_keys(topology, servers[0], hosts)
             for node, said in zip(group, pool.map(lambda node: _node_up(topology, node), group), strict=True):
                 say(f"{node.name}: {said}")
 
@@ -91,6 +94,21 @@ def _environment() -> dict[str, str]:
     """Ours, with this installation's commands first on the PATH."""
     path = f"{Path(DNATCTL).parent}:{os.environ.get('PATH', os.defpath)}"
     return {name: value for name, value in os.environ.items() if name != "DNAT_CONFIG"} | {"PATH": path}
+
+
+def _hand_out_keys(topology: Topology, server: Node, hosts: Sequence[Node]) -> None:
+    """What an operator does with a memory stick: hosts that have no key get one."""
+    known = {key["name"] for key in json.loads(_do(topology, server, "key", "list", "-o", "json"))["keys"]}
+    for host in hosts:
+        if host.name not in known:
+            _do(topology, host, "key", "install", input=_do(topology, server, "key", "add", host.name))
+
+
+def _do(topology: Topology, node: Node, *arguments: str, **options: Any) -> str:
+    done = run(topology, node.name, [DNATCTL, *arguments], timeout=UP_SECONDS, **options)
+    if done.returncode != 0:
+        raise PlatformError(f"`dnatctl {' '.join(arguments)}` failed on {node.name}. {done.stderr.strip()}")
+    return str(done.stdout)
 
 
 def _node_up(topology: Topology, node: Node) -> str:

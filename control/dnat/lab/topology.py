@@ -90,6 +90,8 @@ class Topology:
     """1 to 4; more than one needs servers apart."""
     servers: int = 0
     """Port servers on machines of their own, with etcd; 0: the router is the server."""
+    xdp: bool = False
+    """Whether routers send plain packets on at XDP, and all cables are such that they can."""
 
     def __post_init__(self) -> None:
         if not _PREFIX.fullmatch(self.prefix):
@@ -158,7 +160,7 @@ class Topology:
             nodes.append(replace(server, roles=("server",), configuration=configuration))
         roles = ("router",) if self.servers else ("server", "router")
         for name, lan, wan in self._routers():
-            configuration = _configuration(list(roles), self.external, self.authentication, self.members)
+            configuration = _configuration(list(roles), self.external, self.authentication, self.members, self.xdp)
             ports = (Port("lan", "lan", _in(LAN, lan)), Port("wan", "wan", _in(WAN, wan)))
             nodes.append(Node(name, ports, ((_ANYWHERE, EXT),), roles, configuration))
         return nodes
@@ -231,13 +233,16 @@ def _in(network: IPv4Network, address: IPv4Address) -> IPv4Interface:
     return IPv4Interface((address, network.prefixlen))
 
 
-def _configuration(roles: Sequence[str], external: IPv4Address, authentication: str, members: Sequence[Member]) -> str:
+def _configuration(
+    roles: Sequence[str], external: IPv4Address, authentication: str, members: Sequence[Member], xdp: bool = False
+) -> str:
     """Of a server, a router, or a machine that is both."""
     text = f"roles = {_strings(roles)}\n"
     if "server" in roles:
         text += f'\n[server]\nexternal_addresses = ["{external}"]\nauthentication = "{authentication}"\n'
     if "router" in roles:
         text += '\n[router]\nlan = "lan"\nwan = "wan"\n'
+        text += 'xdp = "on"\n' if xdp else ""
     if members:
         text += f'\n[store]\nkind = "etcd"\nendpoints = {_strings([each.endpoint for each in members])}\n'
     return text
