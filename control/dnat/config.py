@@ -66,13 +66,15 @@ class HostSettings(Struct, frozen=True, forbid_unknown_fields=True):
     authentication: _HostMode = "auto"
     """Use a key if there is one and agree on one when the server wants it; do nothing without one; use none."""
     ephemeral_ports: _PortCount = 64
-    """Ports for the host's own connections."""
+    """Ports for the host's own connections, to begin with."""
+    ephemeral_ports_max: _PortCount = 1024
+    """So many there may be when more than half are in use at once."""
     translated_ports: _PortCount = 32
     """Ports to which the kernel translates what programs bind elsewhere."""
-    translated_ports_max: Annotated[int, Meta(description="a whole number from 1 to 4096", ge=1, le=4096)] = 1024
+    translated_ports_max: _PortCount = 1024
     """So far the translated ports may grow when they run low."""
     give_back_after: Annotated[int, Meta(description="seconds, 1 to 86400", ge=1, le=86400)] = 300
-    """How long surplus translated ports are idle before they are given back."""
+    """How long surplus ports, translated or ephemeral, are idle before they are given back."""
     filtering: Annotated[
         Literal["endpoint-independent", "address-dependent"],
         Meta(description='"endpoint-independent" or "address-dependent"'),

@@ -13,6 +13,7 @@ from dnat.config import HostSettings
 from dnat.daemon import attachments
 from dnat.daemon.announcer import Announcer
 from dnat.daemon.credentials import load_credentials
+from dnat.daemon.ephemeral import EphemeralKeeper
 from dnat.daemon.leasing import Leasing, RefusedError
 from dnat.daemon.losses import Losses
 from dnat.daemon.mappings import Mapping, Mappings, holds, lease_of, unmapped
@@ -67,6 +68,7 @@ class HostRole:
         self._leasing: Leasing
         self._plane: HostPlane
         self._pool: PoolKeeper
+        self._ephemeral: EphemeralKeeper
 
     async def start(self) -> str:
         """Lease ports, set up kernel and network; returns one line that says what was obtained. Raises DnatError."""
@@ -80,6 +82,7 @@ class HostRole:
         self._leasing = Leasing(
             self.host_id, servers, saved, self._lacking.set, self.announcer.heard, credentials, key_path
         )
+        self._ephemeral = EphemeralKeeper(self._settings, self._leasing, self._apply)
         await self._leasing.open(self._uplink.address, lan.name, lan.broadcast_of(self._uplink.address))
         adopted = self._leasing.adopt_saved()
         try:
@@ -92,7 +95,13 @@ class HostRole:
         asyncio.get_running_loop().add_reader(self._plane.fileno(), self._pool.tell)
         self._tasks = [
             asyncio.create_task(task)
-            for task in (self._follow_leases(), self._reconcile(), self._sweep(), self._pool.run())
+            for task in (
+                self._follow_leases(),
+                self._reconcile(),
+                self._sweep(),
+                self._pool.run(),
+                self._ephemeral.run(),
+            )
         ]
         return self.summary()
 
@@ -233,7 +242,7 @@ class HostRole:
     @property
     def external(self) -> IPv4Address | None:
         """The external address that this host uses: that of its ephemeral ports."""
-        lease = self._lease_for(Purpose.EPHEMERAL)
+        lease = self._ephemeral.current
         return lease.address if lease else None
 
     @property
@@ -297,19 +306,17 @@ class HostRole:
             address=self.external,
         )
 
-    def _lease_for(self, purpose: Purpose) -> Lease | None:
-        return next((lease for lease in self._leasing.leases if lease.purpose is purpose), None)
-
     async def _ask_for_missing(self) -> None:
         """Lease the ports that the host itself needs and does not have."""
         needs = {
             Purpose.EPHEMERAL: self._settings.ephemeral_ports,
             Purpose.TRANSLATED: self._settings.translated_ports,
         }
+        there = {lease.purpose for lease in self._leasing.leases}
         missing = [
             Want(count=count, protocol=Protocol.ANY, purpose=purpose, address=self.external)
             for purpose, count in needs.items()
-            if self._lease_for(purpose) is None
+            if purpose not in there
         ]
         await asyncio.gather(*(self._leasing.request(want) for want in missing))
 
@@ -341,7 +348,7 @@ class HostRole:
         """Make data plane and network what the leases say; returns what had to be repaired."""
         async with self._applying:
             leases = self._leasing.leases
-            ephemeral = self._lease_for(Purpose.EPHEMERAL)
+            ephemeral = self._ephemeral.current
             mappings = [mapping for mapping in self._mappings if lease_of(mapping, leases)]
             native = [
                 each
