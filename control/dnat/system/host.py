@@ -7,7 +7,6 @@ own source ports are confined. ``down`` undoes in the reverse order.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -27,17 +26,15 @@ def ensure_host_network(
     external: IPv4Address,
     gateway: IPv4Address,
     ports: PortRange,
-    *,
-    gaps: Iterable[PortRange] = (),
 ) -> list[str]:
-    """Make this machine speak to the outside as ``external``, from ``ports`` without ``gaps``.
+    """Make this machine speak to the outside as ``external``, from ``ports``.
 
     Compares and repairs, so it may be called as often as one likes; with other arguments it switches over.
     Returns what was changed, in words; an empty list says that all was well. Raises PlatformError.
     """
     changes = ensure_arp_silent(journal, interface)
     changes += sysctl.ensure_own_source_accepted(journal, interface)
-    changes += local_ports.ensure(journal, ports, gaps)
+    changes += local_ports.ensure(journal, ports)
     with rtnetlink.socket(f"make {external} the address of this host") as rtnl:
         lan, loopback = links.interface(interface), links.interface(LOOPBACK)
         for index in routes.local_owners(rtnl, external):
