@@ -9,9 +9,9 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from dnat.client.blocking import AGAIN_SECONDS, ENDED, LOOK_SECONDS
+from dnat.client.granted import AGAIN_SECONDS, ENDED, LOOK_SECONDS, Granted, end, stands, wish
 from dnat.client.wire import GONE, NOT_UP, VERSION, encode, result_of
-from dnat.errors import DnatError, NotRunningError, PeerError, PlatformError
+from dnat.errors import DnatError, NotRunningError, PlatformError
 from dnat.instance import Instance
 
 MAX_LINE = 64 * 1024 * 1024
@@ -70,33 +70,24 @@ class AsyncClient:
         return answer
 
 
-class AsyncPortLease:
+class AsyncPortLease(Granted):
     """As `dnat.client.PortLease`."""
 
-    def __init__(self, path: Path | None, wish: dict[str, Any]) -> None:
+    def __init__(self, path: Path | None, wanted: dict[str, Any]) -> None:
         """`lease` makes one."""
         self._path = path
-        self._wish = wish
+        self._wanted = wanted
         self._client: AsyncClient
         self._watching: asyncio.Task[str]
-        self.id: str
-        self.address: str
-        """External address."""
-        self.first: int
-        self.last: int
-        self.protocol: str
 
     async def __aenter__(self) -> AsyncPortLease:
         self._client = await AsyncClient.connect(self._path)
         try:
-            granted = (await self._client.call("lease", **self._wish))["lease"]
-            if not await self._stands(granted["id"]):
-                raise PeerError("the ports were taken back at once; ask again")
+            granted = await self._client.call("lease", **self._wanted)
+            self._take(granted["lease"], await self._client.call("watch", mine=True))
         except BaseException:
             self._client.close()
             raise
-        self.id, self.address, self.protocol = granted["id"], granted["address"], granted["protocol"]
-        self.first, self.last = granted["first"], granted["last"]
         self._watching = asyncio.create_task(self._watch())
         return self
 
@@ -104,11 +95,6 @@ class AsyncPortLease:
         self._watching.cancel()
         await asyncio.wait([self._watching])
         self._client.close()
-
-    @property
-    def ports(self) -> range:
-        """All of them."""
-        return range(self.first, self.last + 1)
 
     @property
     def held(self) -> bool:
@@ -125,14 +111,10 @@ class AsyncPortLease:
                 event = await self._client.event()
             except NotRunningError:
                 event = {} if await self._find_again() else {"reason": ENDED}
-            if event.get("event") == "missed" and not await self._stands(self.id):
+            if event.get("event") == "missed" and not stands(self.id, await self._client.call("watch", mine=True)):
                 event = {"reason": ENDED}
-            if "reason" in event or event.get("event") == "released":
-                return event.get("reason") or "released by the operator"
-
-    async def _stands(self, lease_id: str) -> bool:
-        """Watch over this connection's leases, and see whether one is among them."""
-        return lease_id in {each["id"] for each in (await self._client.call("watch", mine=True))["leases"]}
+            if reason := end(event):
+                return reason
 
     async def _find_again(self) -> bool:
         """Connect to the daemon that has come since, and go on; False if there is none or the lease has ended."""
@@ -143,7 +125,7 @@ class AsyncPortLease:
                     try:
                         self._client = await AsyncClient.connect(self._path)
                         await self._client.call("keep", leases=[self.id])
-                        return await self._stands(self.id)
+                        return stands(self.id, await self._client.call("watch", mine=True))
                     except DnatError:
                         await asyncio.sleep(AGAIN_SECONDS)
         return False
@@ -160,5 +142,4 @@ def lease(
     path: Path | None = None,
 ) -> AsyncPortLease:
     """As `dnat.client.lease`, for ``async with``; entering it raises what that does."""
-    wish = {"count": count, "first": first, "protocol": protocol, "parity": parity, "exact": exact}
-    return AsyncPortLease(path, wish | {"lifetime": lifetime})
+    return AsyncPortLease(path, wish(count, first, protocol, parity, exact, lifetime))

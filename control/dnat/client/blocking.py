@@ -8,23 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dnat.client.granted import AGAIN_SECONDS, ENDED, LOOK_SECONDS, Granted, end, stands, wish
 from dnat.client.wire import VERSION, Client
-from dnat.errors import DnatError, NotRunningError, PeerError
+from dnat.errors import DnatError, NotRunningError
 from dnat.instance import Instance
 
-LOOK_SECONDS = 120.0
-"""How long a program looks for a daemon that went away: as long as one may take to start."""
-AGAIN_SECONDS = 0.2
-ENDED = "the lease has ended, or dnat has"
 
-
-class PortLease:
+class PortLease(Granted):
     """Consecutive ports of the external address, held until `close` or the end of the program.
 
     A thread keeps watch; a daemon that is restarted meanwhile is found again by itself.
     """
 
-    def __init__(self, path: Path, wish: dict[str, Any], on_lost: Callable[[PortLease], None] | None = None) -> None:
+    def __init__(self, path: Path, wanted: dict[str, Any], on_lost: Callable[[PortLease], None] | None = None) -> None:
         """`lease` makes one."""
         self._path = path
         self._on_lost = on_lost
@@ -32,18 +28,10 @@ class PortLease:
         self._closing = False
         self._client = _connect(path)
         try:
-            granted = self._client.call("lease", **wish)["lease"]
-            if not _stands(self._client, granted["id"]):
-                raise PeerError("the ports were taken back at once; ask again")
+            self._take(self._client.call("lease", **wanted)["lease"], _watch(self._client))
         except BaseException:
             self._client.close()
             raise
-        self.id: str = granted["id"]
-        self.address: str = granted["address"]
-        """External address."""
-        self.first: int = granted["first"]
-        self.last: int = granted["last"]
-        self.protocol: str = granted["protocol"]
         self.reason = ""
         """Why the ports were lost; empty while they are held."""
         threading.Thread(target=self._watch, name="dnat lease", daemon=True).start()
@@ -53,11 +41,6 @@ class PortLease:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @property
-    def ports(self) -> range:
-        """All of them."""
-        return range(self.first, self.last + 1)
 
     @property
     def held(self) -> bool:
@@ -80,10 +63,10 @@ class PortLease:
                 event = self._client.event()
             except NotRunningError:
                 event = {} if self._closing or self._find_again() else {"reason": ENDED}
-            if event.get("event") == "missed" and not _stands(self._client, self.id):
+            if event.get("event") == "missed" and not stands(self.id, _watch(self._client)):
                 event = {"reason": ENDED}
-            if "reason" in event or event.get("event") == "released":
-                self.reason = event.get("reason") or "released by the operator"
+            self.reason = end(event)
+            if self.reason:
                 break
         self._client.close()
         self._over.set()
@@ -98,7 +81,7 @@ class PortLease:
             try:
                 self._client = _connect(self._path)
                 self._client.call("keep", leases=[self.id])
-                return _stands(self._client, self.id)
+                return stands(self.id, _watch(self._client))
             except DnatError:
                 time.sleep(AGAIN_SECONDS)
         return False
@@ -124,13 +107,14 @@ def lease(
     Raises NotRunningError without dnat here, PlatformError when this user may not, UsageError for what cannot be,
     PeerError when the port server refuses.
     """
-    wish = {"count": count, "first": first, "protocol": protocol, "parity": parity, "exact": exact}
-    return PortLease(path or Instance.current().socket, wish | {"lifetime": lifetime}, on_lost)
+    wanted = wish(count, first, protocol, parity, exact, lifetime)
+    return PortLease(path or Instance.current().socket, wanted, on_lost)
 
 
-def _stands(client: Client, lease_id: str) -> bool:
-    """Watch over this connection's leases, and see whether one is among them."""
-    return lease_id in {each["id"] for each in client.call("watch", mine=True)["leases"]}
+def _watch(client: Client) -> dict[str, Any]:
+    """Hear from now on what becomes of this connection's leases; what they are now."""
+    watched: dict[str, Any] = client.call("watch", mine=True)
+    return watched
 
 
 def _connect(path: Path) -> Client:
