@@ -24,6 +24,7 @@ from dnat.lab.topology import Topology
 REPOSITORY = Path(__file__).parents[2]
 SERVICES = "dnat.lab.services"
 FILES = Path(__file__).parent / "files.sh"
+UNANSWERED = "the daemon does not answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,15 @@ class Installed(Place):
     """The files of each node before the package was installed."""
     routes: Mapping[str, str]
     """And its routes."""
+
+    def run(self, node: str, *argv: str, code: int | None = 0, data: str = "", seconds: float = 0) -> Said:
+        try:
+            return super().run(node, *argv, code=code, data=data, seconds=seconds)
+        except AssertionError as error:
+            if UNANSWERED not in str(error):
+                raise
+            # An emulator that did not run for half a minute: its machine's clocks went on, past dnatctl's patience.
+            return super().run(node, *argv, code=code, data=data, seconds=seconds)
 
     def install(self, package: Path) -> None:
         """Install, configure and start everywhere."""

@@ -15,13 +15,12 @@ from dnatvm import images
 from dnatvm.images import REPOSITORY
 from dnatvm.machine import Guest, agent_files, job_archive
 
-NAMES = os.environ.get("DNAT_VM_KERNELS", " ".join(images.KERNELS)).split()
 NOT_INSTALLED = (".*", "build", "dist", "tests", "*-output")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "kernel_name" in metafunc.fixturenames:
-        metafunc.parametrize("kernel_name", NAMES, scope="session")
+        metafunc.parametrize("kernel_name", images.CHOSEN, scope="session")
 
 
 @pytest.fixture(scope="session", autouse=True)

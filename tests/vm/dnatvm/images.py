@@ -32,6 +32,8 @@ KERNELS = {
     "newest": ("debian trixie-backports", r"[0-9]+\."),
 }
 """Archive, suite, and how the version begins. The newest of them is taken."""
+CHOSEN = os.environ.get("DNAT_VM_KERNELS", " ".join(KERNELS)).split()
+"""Those that tests run on."""
 
 _DRIVERS = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_console")
 _DISK_SIZE = "4G"
