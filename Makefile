@@ -32,7 +32,10 @@ demo-contrast: setup ## the same calls through masquerading, an ALG, a relay and
 	@$(PY) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore -e '.[bench]'
 	@PYTHONPATH=tests/bench $(PY) -m dnatcontrast
 
-test: setup lint unit store bpf netns conformance load-short packaging ## every test layer (root)
+LAYERS := unit store bpf netns conformance load-short packaging
+
+test: setup lint ## every test layer (root)
+	@scripts/beside.sh vm-short -- $(LAYERS)
 
 unit: setup ## protocol, allocator, configuration: no root, seconds
 	@$(PY) -m pytest tests/unit tests/fuzz
@@ -47,11 +50,11 @@ netns: setup ## real daemons and real traffic in network namespaces (root)
 	@$(PY) -m pytest tests/netns tests/lab -n 2 --dist loadfile
 
 vm-test: setup ## packets on kernels of several ages, the package on virtual machines (root, QEMU, 20 min emulated)
-	@$(PY) -m pytest tests/vm
+	@$(PY) -m pytest tests/vm/test_kernels.py
 	@DNAT_LAB=qemu $(PY) -m pytest tests/lab
 
-vm-short: setup ## the oldest kernel alone, fewer packet tests (root, QEMU, 5 min emulated)
-	@DNAT_VM_SHORT=1 DNAT_VM_KERNELS=5.10 $(PY) -m pytest tests/vm
+vm-short: setup ## the two oldest kernels, fewer packet tests (root, QEMU, 3 min emulated)
+	@DNAT_VM_KERNELS="$${DNAT_VM_KERNELS:-5.10 6.1}" $(PY) -m pytest tests/vm/test_short.py
 
 vagrant-test: setup ## the lab on Vagrant's machines: up, tests, destroyed (libvirt or VirtualBox)
 	@vagrant/test.sh

@@ -1,13 +1,15 @@
 #!/bin/bash
 # Runs a command beside a libvirtd of its own, in a network namespace of its own, emulating processors:
 #
-#     sudo DNAT_BOX=… vagrant/private-libvirt.sh vagrant/test.sh
+#     sudo DNAT_BOX=… vagrant/private-libvirt.sh make vagrant-test
 #
 # For machines without systemd, or without a KVM that works. Nothing of the machine's own network or libvirt is touched, and
-# nothing is reached from inside: the box must have what the lab needs (box.sh).
+# nothing is reached from inside: the package is built before, and the box must have what the lab needs (box.sh).
 set -euo pipefail
 
 if [ "${1:-}" != --inside ]; then
+    DNAT_PACKAGE=${DNAT_PACKAGE:-$(cd "$(dirname "$0")/.." && realpath "$(packaging/deb.sh)")}
+    export DNAT_PACKAGE
     exec unshare --net --mount --pid --fork --kill-child --mount-proc "$0" --inside "$@"
 fi
 shift

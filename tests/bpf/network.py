@@ -68,10 +68,12 @@ class Network:
                 for one in commands.split(";")
             )
 
-    def socket(self, node: str, kind: socket.SocketKind, port: int, address: str = "0.0.0.0") -> socket.socket:
+    def socket(
+        self, node: str, kind: socket.SocketKind, port: int, address: str = "0.0.0.0", protocol: int = 0
+    ) -> socket.socket:
         """A bound socket in a node, with a timeout."""
         with self.inside(node):
-            opened = socket.socket(socket.AF_INET, kind)
+            opened = socket.socket(socket.AF_INET, kind, protocol)
         opened.settimeout(5)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind((address, port))

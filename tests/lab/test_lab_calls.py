@@ -13,7 +13,7 @@ from places import Place
 from dnat.lab.topology import EXT
 
 SCRIPT = (Path(__file__).parent / "call.py").read_text()
-TONES = {"phone1": 440, "ext": 880}
+TONES = {"phone1": 440, "phone2": 660, "ext": 880}
 LEAST = 1.0
 """Seconds of the other's tone that must be heard, of three: nothing is said about losses on an emulated machine."""
 
@@ -44,7 +44,10 @@ def phone(place: Place, node: str, other: str, directory: str, uri: tuple[str, .
             place.run(node, "dnatctl", "release", str(numbers[0]))
 
 
-@pytest.mark.parametrize(("caller", "callee"), [("phone1", "ext"), ("ext", "phone1")])
+@pytest.mark.parametrize(
+    ("caller", "callee"),
+    [("phone1", "ext"), ("ext", "phone1"), pytest.param("phone1", "phone2", marks=pytest.mark.phones(2))],
+)
 def test_call(place: Place, caller: str, callee: str) -> None:
     directory = f"/tmp/dnat-call-{caller}-{callee}"
     with ThreadPoolExecutor(1) as pool:

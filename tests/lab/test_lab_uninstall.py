@@ -13,6 +13,7 @@ BOOKKEEPING = (
     "tmp",
     "var/cache",
     "var/lib/apt",
+    "var/lib/dhcp",
     "var/lib/dpkg",
     "var/lib/systemd",
     "var/log",

@@ -32,6 +32,8 @@ KERNELS = {
     "newest": ("debian trixie-backports", r"[0-9]+\."),
 }
 """Archive, suite, and how the version begins. The newest of them is taken."""
+CHOSEN = os.environ.get("DNAT_VM_KERNELS", " ".join(KERNELS)).split()
+"""Those that tests run on."""
 
 _DRIVERS = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_console")
 _DISK_SIZE = "4G"
@@ -75,7 +77,7 @@ class Kernel:
 
 
 def kernel(name: str) -> Kernel:
-    """A kernel of ``KERNELS``. Raises CalledProcessError when it cannot be fetched."""
+    """A kernel of ``KERNELS``. Raises RuntimeError when it cannot be fetched."""
     ensure_tools()
     directory = CACHE / "kernels" / name
     with _locked(directory):
@@ -157,21 +159,27 @@ def _download(name: str, directory: Path) -> list[Path]:
         "Dir::Cache": apt / "cache",
         "Acquire::Languages": "none",
         "Acquire::Retries": "3",
+        "APT::Update::Error-Mode": "any",
         "APT::Sandbox::User": "root",
     }
     options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
-    subprocess.run(["apt-get", *options, "update", "-qq"], check=True)
-    pattern = rf"^linux-image-{start}[0-9].*-cloud-amd64$"
-    found = subprocess.run(
-        ["apt-cache", *options, "search", "--names-only", pattern], check=True, capture_output=True, text=True
-    ).stdout.split("\n")
-    packages = [line.split()[0] for line in found if line and not line.startswith("linux-image-6.1.0-0.deb11")]
+
+    def run(tool: str, *arguments: str) -> str:
+        done = subprocess.run([tool, *options, *arguments], check=False, capture_output=True, text=True, cwd=directory)
+        if done.returncode != 0:
+            where = f"{MIRROR}/{archive_name} ({suite}); DNAT_DEBIAN_MIRROR names another mirror"
+            raise RuntimeError(f"kernel {name} cannot be fetched from {where}: {done.stderr}")
+        return done.stdout
+
+    run("apt-get", "update", "-qq")
+    found = run("apt-cache", "search", "--names-only", rf"^linux-image-{start}[0-9].*-cloud-amd64$").splitlines()
+    packages = [line.split()[0] for line in found if not line.startswith("linux-image-6.1.0-0.deb11")]
+    if not packages:
+        raise RuntimeError(f"there is no kernel {name} in {MIRROR}/{archive_name} ({suite}) any more")
     newest = max(packages, key=lambda package: [int(digits) for digits in re.findall(r"\d+", package)])
-    depends = subprocess.run(
-        ["apt-cache", *options, "depends", newest], check=True, capture_output=True, text=True
-    ).stdout
+    depends = run("apt-cache", "depends", newest)
     parts = re.findall(r"^  Depends: (linux-(?:base|binary|modules)-[0-9]\S+)$", depends, re.MULTILINE)
-    subprocess.run(["apt-get", *options, "download", "-qq", newest, *parts], check=True, cwd=directory)
+    run("apt-get", "download", "-qq", newest, *parts)
     shutil.rmtree(apt)
     return sorted(directory.glob("*.deb"))
 

@@ -155,7 +155,9 @@ class Guest:
         (job_file := directory / f"{name}.job").write_bytes(job)
         init = "/sbin/init" if systemd else "/vm/init"
         # Its own lifetime, since nothing else ends it when whoever started it was killed before it booted.
-        self._command = ["timeout", "--kill-after=5", str(LIFETIME_SECONDS), *_machine(accelerator(kernel))]
+        # In the foreground: with whoever starts it in one group, which can be ended.
+        self._command = ["timeout", "--foreground", "--kill-after=5", str(LIFETIME_SECONDS)]
+        self._command += _machine(accelerator(kernel))
         self._command += ["-m", str(memory), "-smp", str(cores), *_boot(kernel, f"vm.init={init}")]
         drives = ((disk, "snapshot=on"), (kernel.modules, "readonly=on"), (job_file, "readonly=on"))
         for number, (path, how) in enumerate(drives):
