@@ -77,7 +77,7 @@ static __always_inline int from_wan(struct __sk_buff *skb)
 
 	if (!config || !config->lan_ifindex || !parse_addresses(skb, &packet) || !is_to_us(skb))
 		return leave_alone(skb);
-	ports = owners_get(&packet.destination);
+	ports = ports_of(config, packet.destination);
 	if (!ports)
 		return VERDICT_PASS;
 	if (is_spoofed(&packet, config))
@@ -120,7 +120,7 @@ int router_wan_l3(struct __sk_buff *skb)
 	if (!config || !config->lan_ifindex || skb->protocol != type ||
 	    bpf_skb_load_bytes(skb, __builtin_offsetof(struct iphdr, daddr), &destination,
 			       sizeof(destination)) ||
-	    !owners_get(&destination))
+	    !ports_of(config, destination))
 		return VERDICT_PASS;
 	if (bpf_skb_change_head(skb, ETH_HLEN, 0) ||
 	    bpf_skb_store_bytes(skb, __builtin_offsetof(struct ethhdr, h_proto), &type, sizeof(type), 0))
@@ -145,7 +145,7 @@ static __always_inline __u16 lan_target(const struct packet *packet, void *ports
 {
 	if (flags & ADDRESS_EXTERNAL) {
 		if (packet->destination != packet->source)
-			ports = owners_get(&packet->destination);
+			ports = ports_of(config, packet->destination);
 		return ports ? owner_of(ports, packet->port_class, packet->destination_port) : TARGET_STACK;
 	}
 	if ((flags & ADDRESS_LOCAL) || (packet->destination & config->lan_mask) == config->lan_network ||
@@ -169,7 +169,7 @@ int router_lan(struct __sk_buff *skb)
 	if (!config || !config->lan_ifindex || !parse_addresses(skb, &packet) || !is_to_us(skb) ||
 	    is_multicast(packet.destination))
 		return leave_alone(skb);
-	ports = owners_get(&packet.source);
+	ports = ports_of(config, packet.source);
 	flags = address_flags(config, packet.destination);
 	if (!ports && !(flags & ADDRESS_EXTERNAL))
 		return VERDICT_PASS;
@@ -204,14 +204,15 @@ int router_lan(struct __sk_buff *skb)
  * would only come back: the identifier is the sender's own. */
 int router_loop(struct __sk_buff *skb)
 {
+	const struct router_config *config = router_config();
 	struct fragment_key key;
 	struct packet packet;
 	void *ports;
 	int target;
 
-	if (!parse_addresses(skb, &packet) || is_loopback(packet.source))
+	if (!config || !parse_addresses(skb, &packet) || is_loopback(packet.source))
 		return VERDICT_PASS;
-	ports = owners_get(&packet.destination);
+	ports = ports_of(config, packet.destination);
 	if (!ports)
 		return VERDICT_PASS;
 	if (!parse_ports(skb, &packet))

@@ -15,7 +15,7 @@ int router_wan_xdp(struct xdp_md *ctx)
 
 	if (!config || !is_usable(link) || !parse_plain(ctx, link, &packet))
 		return XDP_PASS;
-	ports = owners_get(&packet.destination);
+	ports = ports_of(config, packet.destination);
 	if (!ports || is_spoofed(&packet, config))
 		return XDP_PASS;
 	index = owner_of(ports, packet.port_class, packet.destination_port);
@@ -36,7 +36,7 @@ int router_lan_xdp(struct xdp_md *ctx)
 	if (!config || !is_usable(link) || !parse_plain(ctx, link, &packet) ||
 	    is_multicast(packet.destination))
 		return XDP_PASS;
-	ports = owners_get(&packet.source);
+	ports = ports_of(config, packet.source);
 	if (!ports)
 		return XDP_PASS;
 	index = owner_of(ports, packet.port_class, packet.source_port);

@@ -79,9 +79,11 @@ def test_others_stay_as_they_are(tunnel: Tunnel) -> None:
 
 
 def test_fragments_ahead_of_their_first_one(tunnel: Tunnel) -> None:
-    """What enters again enters without a header, as it came."""
-    first = IP(src=REMOTE, dst=EXTERNAL, flags="MF", id=5) / UDP(sport=7, dport=20000, len=32, chksum=0) / Raw(bytes(8))
-    last = IP(src=REMOTE, dst=EXTERNAL, id=5, proto=17, frag=2) / Raw(bytes(16))
+    """What enters again enters without a header, as it came. No other test has had this identification."""
+    first = (
+        IP(src=REMOTE, dst=EXTERNAL, flags="MF", id=4711) / UDP(sport=7, dport=20000, len=32, chksum=0) / Raw(bytes(8))
+    )
+    last = IP(src=REMOTE, dst=EXTERNAL, id=4711, proto=17, frag=2) / Raw(bytes(16))
     assert tunnel.bring(last) == {"router_fragment_held": 1}
     assert tunnel.bring(first) == {"router_fragment_released": 1, "router_in": 2}
 

@@ -233,6 +233,52 @@ def test_external_addresses_come_and_go_and_keep_their_owners(router: RouterBenc
     router.check("router_wan", moved("still served", udp(7, 20000, **inbound(EXTERNAL)), "router_in"))
 
 
+MANY = [f"198.51.100.{number}" for number in range(10, 10 + 2 * abi.NEAR_ADDRESSES)]
+"""More external addresses than the programs find by comparison."""
+
+
+def serve(router: RouterBench, externals: list[str]) -> None:
+    router.plane.set_network(
+        router.lan_ifindex,
+        router.wan_ifindex,
+        {IPv4Address(external): False for external in externals},
+        lan=RouterBench.network,
+        local=[IPv4Address(ROUTER)],
+        lan_mac=router.lan_mac,
+    )
+
+
+def test_more_addresses_than_are_near(router: RouterBench) -> None:
+    serve(router, MANY)
+    ports = {external: 20000 + at for at, external in enumerate(MANY)}
+    router.plane.set_owners(
+        Owner(IPv4Address(external), PortRange(port, port), Protocol.ANY, IPv4Address(HOST_A))
+        for external, port in ports.items()
+    )
+    router.plane.set_macs({IPv4Address(HOST_A): bytes.fromhex(MAC_A.replace(":", ""))})
+    for external, port in ports.items():
+        into = inbound(external)
+        router.check("router_wan", moved("its owner's port", udp(7, port, **into), "router_in"))
+        router.check("router_wan", Case("another address's", udp(7, port + 1, **into), DROP, "drop_no_owner"))
+        router.check("router_wan", Case("forged", udp(7, port, src=MANY[-1], dst=external), DROP, "drop_spoofed"))
+        router.check("router_lan", moved("out", udp(port, 7, src=external), "router_out"))
+        other = MANY[-1] if external != MANY[-1] else MANY[0]
+        packet = udp(port, ports[other], src=external, dst=other)
+        router.check("router_lan", moved("to another address", packet, "router_hairpin"))
+
+
+def test_an_address_in_the_place_of_another_has_none_of_its_owners(router: RouterBench) -> None:
+    serve(router, MANY)
+    served = [Owner(IPv4Address(one), PortRange(20000, 20000), Protocol.ANY, IPv4Address(HOST_A)) for one in MANY]
+    router.plane.set_owners(served)
+    serve(router, [*MANY[1:], OTHER_EXTERNAL])
+    assert router.plane.owners() == served[1:]
+    router.check("router_wan", Case("it is gone", udp(7, 20000, **inbound(MANY[0])), PASS))
+    router.check("router_wan", Case("its heir", udp(7, 20000, **inbound(OTHER_EXTERNAL)), DROP, "drop_no_owner"))
+    for external in MANY[1:]:
+        router.check("router_wan", moved("it stays", udp(7, 20000, **inbound(external)), "router_in"))
+
+
 def test_unanswerable_icmp_belongs_to_nobody(router: RouterBench) -> None:
     packet = ether(IP(src=REMOTE, dst=EXTERNAL) / ICMP(type="redirect"))
     router.check("router_wan", Case("a redirect from outside", packet, DROP, "drop_error_unmapped"))

@@ -17,7 +17,7 @@ from dnat.types import Protocol
 
 Role = Literal["host", "router"]
 
-ABI = 3
+ABI = 4
 CLASSES = 4
 TRANSLATED_CLASSES = 3
 COUNTERS = 64
@@ -35,6 +35,7 @@ IDLE_FOR_EVER = 0xFFFFFFFF
 IDLE_TIMERS = 4
 EXTERNALS_MAX = 256
 ADDRESSES_MAX = 1024
+NEAR_ADDRESSES = 4
 HOSTS_MAX = 8192
 OFFENCES_SIZE = 65536
 OFFENCES_PER_SECOND = 20
@@ -298,28 +299,32 @@ class PeerKey(ctypes.Structure):
     )
 
 
+class Address(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint16), ("slot", ctypes.c_uint16))
+
+
+class NearAddress(ctypes.Structure):
+    _fields_ = (("ipv4", BigEndian4), ("is", Address))
+
+
 class RouterConfig(ctypes.Structure):
     _fields_ = (
         ("lan_ifindex", ctypes.c_uint32),
         ("wan_ifindex", ctypes.c_uint32),
         ("lan_network", BigEndian4),
         ("lan_mask", BigEndian4),
+        ("address_bits", ctypes.c_uint64),
+        ("near", NearAddress * NEAR_ADDRESSES),
+        ("wan_mtu", ctypes.c_uint32),
         ("lan_address", BigEndian4),
         ("wan_address", BigEndian4),
-        ("wan_mtu", ctypes.c_uint32),
-        ("zero", ctypes.c_uint32),
-        ("address_bits", ctypes.c_uint64),
         ("lan_mac", Mac),
-        ("zero2", ctypes.c_uint8 * 2),
+        ("zero", ctypes.c_uint8 * 6),
     )
 
 
 class PortOwner(ctypes.Structure):
     _fields_ = (("host", ctypes.c_uint16 * CLASSES),)
-
-
-class Address(ctypes.Structure):
-    _fields_ = (("flags", ctypes.c_uint32),)
 
 
 class Host(ctypes.Structure):
@@ -413,6 +418,7 @@ _STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "router_config": RouterConfig,
     "owner": PortOwner,
     "address": Address,
+    "near_address": NearAddress,
     "host": Host,
     "link": Link,
     "way": Way,
@@ -476,7 +482,7 @@ MAPS: dict[Role, dict[str, MapSpec]] = {
     | {
         "config": _map(MapType.ARRAY, 4, RouterConfig, 1),
         "addresses": _map(MapType.HASH, 4, Address, ADDRESSES_MAX),
-        "owners": _map(MapType.HASH_OF_MAPS, 4, 4, EXTERNALS_MAX),
+        "owners": _map(MapType.ARRAY_OF_MAPS, 4, 4, EXTERNALS_MAX),
         "hosts": _map(MapType.ARRAY, 4, Host, HOSTS_MAX),
         "links": _map(MapType.ARRAY, 4, Link, LINKS),
         "ways": _map(MapType.PERCPU_ARRAY, 4, Way, WAYS_MAX),

@@ -53,7 +53,7 @@ class MapType(enum.IntEnum):
     PROG_ARRAY = 3
     PERCPU_ARRAY = 6
     LRU_HASH = 9
-    HASH_OF_MAPS = 13
+    ARRAY_OF_MAPS = 12
     RINGBUF = 27
 
 

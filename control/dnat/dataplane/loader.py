@@ -188,7 +188,7 @@ def _has_shape(path: Path, spec: abi.MapSpec) -> bool:
 
 
 def _create(name: str, spec: abi.MapSpec, path: Path) -> None:
-    inner = create_inner_owners() if spec.kind is MapType.HASH_OF_MAPS else 0
+    inner = create_inner_owners() if spec.kind is MapType.ARRAY_OF_MAPS else 0
     try:
         fd = _map_create(name, spec, inner)
     except OSError as error:

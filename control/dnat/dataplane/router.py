@@ -12,7 +12,8 @@ import struct
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -70,6 +71,11 @@ class RouterPlane(Plane):
         self._hosts: dict[IPv4Address, int] = {}
         self._lan_mtu = 0
         self._network: tuple[object, ...] | None = None
+        self._slots = {
+            IPv4Address(key): address.slot
+            for key, value in maps["addresses"].items()
+            if (address := abi.Address.from_buffer_copy(value)).flags & abi.AddressFlag.EXTERNAL
+        }
         for key, value in self._maps["hosts"].items():
             host = abi.Host.from_buffer_copy(value)
             if any(host.address):
@@ -140,8 +146,9 @@ class RouterPlane(Plane):
         network = (dict(externals), lan, flags, lan_address, wan_address, link, lan_ifindex, wan_ifindex)
         if network == self._network:
             return False
-        self._set_addresses(flags)
-        self._set_externals(set(externals))
+        self._remove_externals(self._slots.keys() - externals.keys(), flags)
+        self._add_externals(externals.keys() - self._slots.keys())
+        addresses = self._set_addresses(flags)
         self._lan_mtu = min(lan_mtu, _MTU_MAX)
         config = abi.RouterConfig(
             lan_ifindex=lan_ifindex,
@@ -153,6 +160,7 @@ class RouterPlane(Plane):
             wan_mtu=wan_mtu,
             lan_mac=abi.Mac(*lan_mac),
             address_bits=functools.reduce(operator.or_, (1 << abi.address_bit(one.packed) for one in flags), 0),
+            near=_near(addresses),
         )
         self._maps["config"].put(ZERO, bytes(config))
         for index in self._hosts.values():
@@ -177,7 +185,7 @@ class RouterPlane(Plane):
 
     def externals(self) -> list[IPv4Address]:
         """The external addresses configured."""
-        return sorted(IPv4Address(key) for key in self._maps["owners"].keys())  # noqa: SIM118
+        return sorted(self._slots)
 
     def set_owners(self, owners: Iterable[Owner]) -> None:
         """Make these the only owners, without touching the ports whose owner stays the same.
@@ -197,7 +205,7 @@ class RouterPlane(Plane):
             for port in range(owner.ports.first, owner.ports.last + 1):
                 table[port] = table[port] & ~mask | word
         for number, following in wanted.items():
-            with _inner(self._maps["owners"], IPv4Address(number)) as ports:
+            with self._ports_of(IPv4Address(number)) as ports:
                 present = array("Q", ports.dump()[1])
                 ports.put_many(
                     {
@@ -226,7 +234,7 @@ class RouterPlane(Plane):
         hosts = {index: host for host, index in self._hosts.items()}
         found = []
         for external in self.externals():
-            with _inner(self._maps["owners"], external) as ports:
+            with self._ports_of(external) as ports:
                 entries = ports.dump()[1]
             for block, protocol, index in _runs(entries):
                 if index in hosts:
@@ -293,12 +301,15 @@ class RouterPlane(Plane):
     def _host(self, index: int) -> abi.Host:
         return abi.Host.from_buffer_copy(self._maps["hosts"].get(index_key(index)) or b"")
 
-    def _set_addresses(self, flags: Mapping[IPv4Address, abi.AddressFlag]) -> None:
+    def _set_addresses(self, flags: Mapping[IPv4Address, abi.AddressFlag]) -> dict[IPv4Address, abi.Address]:
+        """Returns what was written."""
+        entries = {address: abi.Address(flag, self._slots.get(address, 0)) for address, flag in flags.items()}
         addresses = self._maps["addresses"]
         for key, _ in addresses.items():
             if IPv4Address(key) not in flags:
                 addresses.delete(key)
-        addresses.put_many({address.packed: bytes(abi.Address(flag)) for address, flag in flags.items()})
+        addresses.put_many({address.packed: bytes(entry) for address, entry in entries.items()})
+        return entries
 
     def _forget_ways(self) -> None:
         """Have the kernel find every next hop anew: they may be reached by other interfaces now."""
@@ -306,19 +317,32 @@ class RouterPlane(Plane):
         for index in range(abi.WAYS_MAX):
             self._maps["ways"].put(index_key(index), nowhere)
 
-    def _set_externals(self, externals: set[IPv4Address]) -> None:
-        present = set(self.externals())
-        for gone in present - externals:
-            self._maps["owners"].delete(gone.packed)
-        for new in externals - present:
+    def _remove_externals(self, gone: Set[IPv4Address], flags: Mapping[IPv4Address, abi.AddressFlag]) -> None:
+        """``flags``: what they are from now on. No program shall find another address's owners in their slots."""
+        if not gone:
+            return
+        config = self._config()
+        for near in config.near:
+            if IPv4Address(bytes(near.ipv4)) in gone:
+                near.ipv4 = octets(_UNSPECIFIED)
+        self._maps["config"].put(ZERO, bytes(config))
+        for address in gone:
+            self._maps["addresses"].put(address.packed, bytes(abi.Address(flags.get(address, 0))))
+            self._maps["owners"].delete(index_key(self._slots.pop(address)))
+
+    def _add_externals(self, new: Set[IPv4Address]) -> None:
+        free = set(range(abi.EXTERNALS_MAX)) - set(self._slots.values())
+        for address in sorted(new):
             fd = create_inner_owners()
             try:
-                self._maps["owners"].put(new.packed, struct.pack("=I", fd))
+                self._slots[address] = min(free)
+                self._maps["owners"].put(index_key(min(free)), struct.pack("=I", fd))
+                free.remove(min(free))
             finally:
                 os.close(fd)
 
     def _write(self, owner: Owner, *, expected: int | None, index: int) -> None:
-        with _inner(self._maps["owners"], owner.address) as ports:
+        with self._ports_of(owner.address) as ports:
             entries = {}
             for port in range(owner.ports.first, owner.ports.last + 1):
                 entry = abi.PortOwner.from_buffer_copy(ports.get(index_key(port)) or bytes(_NOBODY))
@@ -354,31 +378,35 @@ class RouterPlane(Plane):
         for host in [host for host, index in self._hosts.items() if not self._held[index]]:
             self._maps["hosts"].put(index_key(self._hosts.pop(host)), bytes(abi.Host()))
 
+    @contextmanager
+    def _ports_of(self, external: IPv4Address) -> Iterator[Map]:
+        """The map of one external address's owners, open for a while."""
+        slot = self._slots.get(external)
+        value = None if slot is None else self._maps["owners"].get(index_key(slot))
+        if value is None:
+            raise UsageError(f"{external} is not an external address of this router")
+        ports = Map.by_id(struct.unpack("=I", value)[0])
+        try:
+            yield ports
+        finally:
+            ports.close()
+
     def _count_held(self) -> Counter[int]:
         """Entries of the owner maps by index of the host: who has none left can be forgotten."""
         held: Counter[int] = Counter()
         for external in self.externals():
-            with _inner(self._maps["owners"], external) as ports:
+            with self._ports_of(external) as ports:
                 held.update(array("H", ports.dump()[1]))
         return held
 
 
-class _inner:
-    """The map of one external address's owners, open for a while."""
-
-    def __init__(self, owners: Map, external: IPv4Address) -> None:
-        self._owners = owners
-        self._external = external
-
-    def __enter__(self) -> Map:
-        value = self._owners.get(self._external.packed)
-        if value is None:
-            raise UsageError(f"{self._external} is not an external address of this router")
-        self._map = Map.by_id(struct.unpack("=I", value)[0])
-        return self._map
-
-    def __exit__(self, *_: object) -> None:
-        self._map.close()
+def _near(addresses: Mapping[IPv4Address, abi.Address]) -> ctypes.Array[abi.NearAddress]:
+    """Those that the programs shall find first: external ones, most of all."""
+    first = sorted(addresses, key=lambda address: not addresses[address].flags & abi.AddressFlag.EXTERNAL)
+    near = (abi.NearAddress * abi.NEAR_ADDRESSES)()
+    for at, address in enumerate(first[: abi.NEAR_ADDRESSES]):
+        near[at] = abi.NearAddress(octets(address), addresses[address])
+    return near
 
 
 def _runs(entries: bytes) -> Iterator[tuple[PortRange, Protocol, int]]:

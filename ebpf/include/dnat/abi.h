@@ -8,7 +8,7 @@
 
 #include <linux/types.h>
 
-#define DNAT_ABI 3
+#define DNAT_ABI 4
 
 /* Who may use a port is kept for each class of protocols; a lease for "any" covers them all. */
 enum port_class {
@@ -208,18 +208,38 @@ struct peer_key {
 /* Offences reported in one second: enough to tell who, too few to be a load. */
 #define OFFENCES_PER_SECOND 20
 
+enum address_flag {
+	ADDRESS_EXTERNAL = 1, /* shared by hosts */
+	ADDRESS_LOCAL = 2,    /* the router's own */
+};
+
+struct address {
+	__u16 flags; /* enum address_flag */
+	__u16 slot;  /* ADDRESS_EXTERNAL: index into `owners` */
+};
+
+/* An entry of `addresses`, key and value. */
+struct near_address {
+	__be32 ipv4; /* 0: none */
+	struct address is;
+};
+
+/* Entries of `addresses` that the configuration repeats, where they are found by comparison: external ones
+ * first. Most routers have no more. */
+#define NEAR_ADDRESSES 4
+
 struct router_config {
 	__u32 lan_ifindex; /* 0: not configured, everything passes */
 	__u32 wan_ifindex;
 	__be32 lan_network;
 	__be32 lan_mask;
+	__u64 address_bits; /* one for each entry of `addresses`, by ADDRESS_BIT */
+	struct near_address near[NEAR_ADDRESSES];
+	__u32 wan_mtu;      /* octets; 0: no limit */
 	__be32 lan_address; /* source of ICMP errors to hosts */
 	__be32 wan_address; /* source of ICMP errors to the outside; 0: the address that was asked for */
-	__u32 wan_mtu;      /* octets; 0: no limit */
-	__u32 zero;
-	__u64 address_bits; /* one for each entry of `addresses`, by ADDRESS_BIT */
 	__u8 lan_mac[6];    /* the LAN interface's own */
-	__u8 zero2[2];
+	__u8 zero[6];
 };
 
 /* Most packets come from or go to none of `addresses`; this spares them the look-up. */
@@ -228,15 +248,6 @@ struct router_config {
 /* Who owns one port of one external address: an index into `hosts` for each class, 0 for nobody. */
 struct owner {
 	__u16 host[CLASSES];
-};
-
-enum address_flag {
-	ADDRESS_EXTERNAL = 1, /* shared by hosts */
-	ADDRESS_LOCAL = 2,    /* the router's own */
-};
-
-struct address {
-	__u32 flags; /* enum address_flag */
 };
 
 struct host {

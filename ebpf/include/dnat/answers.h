@@ -137,7 +137,7 @@ static __always_inline void find_way_back(struct reply *reply, const struct pack
 	reply->ifindex = config->lan_ifindex;
 	reply->next_hop = packet->source;
 	reply->source = config->lan_address;
-	ports = owners_get(&packet->source);
+	ports = ports_of(config, packet->source);
 	if (!ports)
 		return;
 	host = host_at(owner_of(ports, packet->port_class, packet->source_port));

@@ -15,6 +15,7 @@
 #include <dnat/owners.h>
 #include <dnat/packet.h>
 #include <dnat/parse.h>
+#include <dnat/pseudo.h>
 #include <dnat/ways.h>
 
 MAP(links, ARRAY, __u32, struct link, LINKS)
@@ -40,20 +41,6 @@ static __always_inline bool is_from(const struct xdp_md *ctx, const __u8 *mac)
 	struct ethhdr *ethernet = xdp_ethernet(ctx);
 
 	return (void *)(ethernet + 1) <= (void *)(long)ctx->data_end && is_same_mac(ethernet->h_source, mac);
-}
-
-/* Whether a checksum is only begun: the sum of the pseudo header, uncomplemented, which a virtual cable
- * carries when its far end leaves the rest to a device (CHECKSUM_PARTIAL). XDP cannot see that it is so, and
- * the frame would leave without a checksum. Of those that are whole, one in 65,536 looks the same; TC does
- * them no harm. */
-static __always_inline bool is_begun(const struct iphdr *ip, __u16 checksum)
-{
-	__u32 sum = TO_BE16(FROM_BE16(ip->tot_len) - sizeof(*ip)) + TO_BE16(ip->protocol);
-
-	sum += (ip->saddr & 0xffff) + (ip->saddr >> 16) + (ip->daddr & 0xffff) + (ip->daddr >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return sum % 0xffff == checksum % 0xffff;
 }
 
 /* Fills in addresses, ports and class of a packet to this interface that is plain: IPv4 without options,
@@ -82,11 +69,11 @@ static __always_inline bool parse_plain(const struct xdp_md *ctx, const struct l
 	switch (ip->protocol) {
 	case IPPROTO_TCP:
 		if (l4 + sizeof(struct tcphdr) > end || packet->payload < sizeof(struct tcphdr) ||
-		    is_begun(ip, ((struct tcphdr *)l4)->check))
+		    is_begun(packet, IPPROTO_TCP, ((struct tcphdr *)l4)->check))
 			return false;
 		break;
 	case IPPROTO_UDP:
-		if (ports->check && is_begun(ip, ports->check))
+		if (ports->check && is_begun(packet, IPPROTO_UDP, ports->check))
 			return false;
 		break;
 	case IPPROTO_ICMP:

@@ -116,6 +116,8 @@ def _variants(
             table = host.plane._maps[name]
             for key in list(table.keys()):
                 table.delete(key)
+        # As the daemon does every few seconds; else the programs take all ports for used, and look for an expired one.
+        host.plane.sweep(time.monotonic())
         program, packet = host._programs["host_out"], bytes(_long(udp(_LOCAL_PORT, 7)))
         spent = restored.sample("tc", program, packet, effort.bindings, ports=effort.bindings)
         made = len(host.bound())

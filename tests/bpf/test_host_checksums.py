@@ -1,0 +1,78 @@
+"""A host's packets with a checksum that looks like one which a device is to complete, though it is whole; and packets
+that stand for several segments.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+import pytest
+from bpf_bench import EXTERNAL, PASS, REMOTE, Case, HostBench, tcp, udp
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet
+
+from dnat.types import Protocol
+
+Build = Callable[..., Packet]
+_GSO_SIZE_AT = 176
+"""Octets of ``struct __sk_buff`` before ``gso_size``."""
+DIRECTIONS = [("host_out", True), ("host_in", False)]
+PROTOCOLS = [(Protocol.UDP, udp), (Protocol.TCP, tcp)]
+
+
+def pair(build: Build, outward: bool, tail: bytes = b"") -> tuple[Packet, Packet]:
+    """A packet of the binding 4000 to 30002 before and after the program."""
+    if outward:
+        return build(4000, 7) / tail, build(30002, 7) / tail
+    ends = {"src": REMOTE, "dst": EXTERNAL}
+    return build(7, 30002, **ends) / tail, build(7, 4000, **ends) / tail
+
+
+def transport(packet: Packet) -> Packet:
+    """Its TCP or UDP, checksum included."""
+    built = Ether(bytes(packet))
+    return built[TCP] if TCP in built else built[UDP]
+
+
+def begun(packet: Packet) -> int:
+    """The sum of its pseudo header, modulo 65,535."""
+    ip = Ether(bytes(packet))[IP]
+    return (sum(struct.unpack("!4H", bytes(ip)[12:20])) + ip.proto + ip.len - 20) % 0xFFFF
+
+
+@pytest.mark.parametrize(("program", "outward"), DIRECTIONS)
+@pytest.mark.parametrize(("protocol", "build"), PROTOCOLS)
+def test_a_whole_checksum_that_looks_begun(
+    host: HostBench, protocol: Protocol, build: Build, program: str, outward: bool
+) -> None:
+    without, _ = pair(build, outward, bytes(2 + len(build(4000, 7)) % 2))
+    missing = (transport(without).chksum - begun(without)) % 0xFFFF
+    tail = bytes(len(build(4000, 7)) % 2) + missing.to_bytes(2, "big")
+    sent, leaves = pair(build, outward, tail)
+    assert transport(sent).chksum % 0xFFFF == begun(sent)
+    host.check(
+        program,
+        Case(
+            "looks begun",
+            sent,
+            PASS,
+            f"{program}_translated",
+            leaves,
+            bindings={(protocol, 4000): 30002},
+        ),
+    )
+
+
+@pytest.mark.parametrize(("program", "outward"), DIRECTIONS)
+@pytest.mark.parametrize(("protocol", "build"), PROTOCOLS)
+def test_a_packet_of_several_segments(
+    host: HostBench, protocol: Protocol, build: Build, program: str, outward: bool
+) -> None:
+    host.bind(protocol, 4000, 30002)
+    sent, leaves = pair(build, outward, bytes(3000))
+    context = bytes(_GSO_SIZE_AT) + struct.pack("=I", 1000)
+    outcome = host.run(program, sent, context)
+    assert (outcome.verdict, outcome.packet) == (PASS, bytes(leaves))
+    assert outcome.counted == {f"{program}_translated": 1}
