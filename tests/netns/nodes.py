@@ -104,6 +104,10 @@ class Machine:
     def pid(self) -> int:
         return int((self.runtime / "daemon.pid").read_text())
 
+    def log(self) -> str:
+        """What the daemon has written."""
+        return (self.runtime / "daemon.log").read_text(errors="replace")
+
     def kill(self) -> None:
         """End the daemon as a crash does."""
         pid = self.pid()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -250,6 +252,92 @@ def test_a_renewal_by_dhcp_that_replaces_the_default_route(own_phone: Lab) -> No
     ip(phone.namespace, "addr replace 10.66.0.11/24 dev eth0 valid_lft 600 preferred_lft 600")
     ip(phone.namespace, "route replace default via 10.66.0.1 src 10.66.0.11 metric 100")
     eventually(lambda: _reaches(phone, own_phone), "the phone speaks from the external address again", REPAIR_SECONDS)
+
+
+@pytest.fixture(scope="module")
+def settled() -> Iterator[Lab]:
+    """A lab for the tests that leave it as they found it."""
+    topology = Topology(prefix=f"dtm{os.getpid()}", phones=1)
+    try:
+        control.up(topology, lambda _: None)
+        yield Lab(topology)
+    finally:
+        builder.destroy(topology.prefix)
+
+
+def test_another_lan_address(settled: Lab) -> None:
+    """From a DHCP server that has changed its mind: the router has to send to the new one what comes in."""
+    phone = settled["phone1"]
+    before = phone.leases()
+    for old, new in (("10.66.0.11", "10.66.0.99"), ("10.66.0.99", "10.66.0.11")):
+        ip(phone.namespace, f"addr add {new}/24 dev eth0; addr del {old}/24 dev eth0")
+        # As another address of that network it has gone with the first one.
+        ip(phone.namespace, f"addr replace {new}/24 dev eth0; route replace default via 10.66.0.1")
+        _comes_back(phone, settled)
+        eventually(lambda new=new: _owners(settled) == {new}, "the router sends to the new one", REPAIR_SECONDS)
+        assert phone.leases() == before
+
+
+def _owners(lab: Lab) -> set[str]:
+    """LAN addresses of the hosts; the lab has a SIP server's beside the phone's."""
+    return {owner["host"] for owner in lab["router"].show()["owners"]} - {lab["sip"].address}
+
+
+def test_the_lan_interface_gets_another_name(settled: Lab) -> None:
+    phone = settled["phone1"]
+    before = phone.leases()
+    for old, new in (("eth0", "lan5"), ("lan5", "eth0")):
+        ip(phone.namespace, f"link set {old} down; link set {old} name {new}; link set {new} up")
+        ip(phone.namespace, "route replace default via 10.66.0.1")
+        _comes_back(phone, settled)
+        assert phone.leases() == before
+    _goes_down(phone, "eth0")
+    phone.dnatctl("up")
+
+
+def test_a_gateway_that_is_no_server_for_a_while(settled: Lab) -> None:
+    """Connected to another network, the daemon leaves that alone, and goes on when it is back in its own."""
+    phone = settled["phone1"]
+    before, pid = phone.leases(), phone.pid()
+    ip(phone.namespace, "route replace default via 10.66.0.77")
+    eventually(lambda: "trying again" in phone.log(), "the daemon has noticed", REPAIR_SECONDS)
+    assert "src" not in run(phone.namespace, "ip", "route", "show", "default")
+    ip(phone.namespace, "route replace default via 10.66.0.1")
+    _comes_back(phone, settled)
+    eventually(lambda: phone.dnatctl("status", code=None).returncode == 0, "it is up", REPAIR_SECONDS)
+    assert (phone.leases(), phone.pid()) == (before, pid)
+
+
+def test_the_lan_interface_goes_and_comes_back(settled: Lab) -> None:
+    """As an Ethernet adapter at USB does: another index, the same link address."""
+    phone, switch = settled["phone1"], settled.topology.switch
+    before = phone.ports("ephemeral")
+    mac = json.loads(run(phone.namespace, "ip", "-j", "link", "show", "eth0"))[0]["address"]
+    ip(switch, "link del phone1")
+    eventually(lambda: "no interface called eth0" in phone.log(), "the daemon has noticed", REPAIR_SECONDS)
+    ip(switch, f"link add phone1 type veth peer name eth0 address {mac} netns {phone.namespace}")
+    ip(switch, "link set phone1 master lan up")
+    ip(phone.namespace, "link set eth0 up; addr add 10.66.0.11/24 dev eth0; route add default via 10.66.0.1")
+    _comes_back(phone, settled)
+    assert phone.ports("ephemeral") == before
+    assert phone.log().count("no interface called eth0") == 1, "once is enough"
+    _goes_down(phone, "eth0")
+    assert "default via 10.66.0.1 dev eth0" in run(phone.namespace, "ip", "route")
+    phone.dnatctl("up")
+
+
+def _comes_back(phone: Node, lab: Lab) -> None:
+    eventually(lambda: _reaches(phone, lab), "the phone speaks from the external address again", REPAIR_SECONDS)
+
+
+def _goes_down(phone: Node, interface: str) -> None:
+    """Nothing stays on the interface."""
+    phone.dnatctl("down")
+    for direction in ("ingress", "egress"):
+        assert run(phone.namespace, "tc", "filter", "show", "dev", interface, direction, check=False) == ""
+    assert "clsact" not in run(phone.namespace, "tc", "qdisc", "show", "dev", interface)
+    for key in ("arp_ignore", "arp_announce", "accept_local"):
+        assert run(phone.namespace, "sysctl", "-n", f"net.ipv4.conf.{interface}.{key}") == "0\n", key
 
 
 def test_a_flap_of_the_wan_link(own_phone: Lab) -> None:

@@ -195,8 +195,20 @@ def test_repairs_what_other_tools_undid(pair: Pair) -> None:
     assert len(repaired) == 4
     assert differences(wanted, snapshot(pair.host)) == []
 
+    # The route that they put there last is the one that comes back.
     assert pair.undo() == []
+    assert "proto dhcp" in run(pair.host, "ip", "route", "show", "default")
+    ip(pair.host, "route replace default via 10.66.0.1 proto static")
     assert differences(taken, snapshot(pair.host)) == []
+
+
+def test_undo_of_a_route_whose_interface_was_made_anew(pair: Pair) -> None:
+    """It has gone with its interface; the new interface's stays."""
+    ip(pair.host, "route add default via 10.66.0.1")
+    pair.ensure()
+    ip(pair.host, "link set eth0 down; link set eth0 up; link set eth0 down")
+    assert pair.undo() == []
+    assert run(pair.host, "ip", "route", "show", "default") == ""
 
 
 def test_undo_leaves_a_newer_default_route_alone(pair: Pair) -> None:

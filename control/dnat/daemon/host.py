@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dnat.config import HostSettings
 from dnat.daemon import attachments
 from dnat.daemon.announcer import Announcer
+from dnat.daemon.changes import keep_repaired
 from dnat.daemon.credentials import load_credentials
 from dnat.daemon.ephemeral import EphemeralKeeper
 from dnat.daemon.leasing import Leasing, RefusedError
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 5.0
-RECONCILE_SECONDS = 10.0
 ASK_AGAIN_SECONDS = 10.0
 RELEASE_SECONDS = 1.5
 
@@ -51,6 +51,8 @@ class HostRole:
         self._settings = settings
         self._privileged = privileged
         self._lacking = asyncio.Event()
+        self.moved = asyncio.Event()
+        """The way to the gateway is another one: the role has to start anew."""
         self._applying = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self.on_change: Callable[[], None] = lambda: None
@@ -80,7 +82,14 @@ class HostRole:
         saved, key_path = self._instance.saved_leases, self._instance.key_file
         credentials = load_credentials(self._settings, key_path, self._uplink.address)
         self._leasing = Leasing(
-            self.host_id, servers, saved, self._lacking.set, self.announcer.heard, credentials, key_path
+            self.host_id,
+            servers,
+            saved,
+            self._lacking.set,
+            self.announcer.heard,
+            credentials,
+            key_path,
+            str(self._uplink.gateway),
         )
         self._ephemeral = EphemeralKeeper(self._settings, self._leasing, self._apply)
         await self._leasing.open(self._uplink.address, lan.name, lan.broadcast_of(self._uplink.address))
@@ -90,6 +99,7 @@ class HostRole:
         except BaseException:
             if not adopted:
                 await self._give_back()
+            self._leasing.close()
             raise
         self._pool = PoolKeeper(self._settings, self._leasing, self._plane, lambda: self.external, self._apply)
         asyncio.get_running_loop().add_reader(self._plane.fileno(), self._pool.tell)
@@ -97,7 +107,7 @@ class HostRole:
             asyncio.create_task(task)
             for task in (
                 self._follow_leases(),
-                self._reconcile(),
+                keep_repaired(self._repair),
                 self._sweep(),
                 self._pool.run(),
                 self._ephemeral.run(),
@@ -117,7 +127,7 @@ class HostRole:
         """Get leases and programs, which takes its time, at once; then put both to use."""
         loading = asyncio.create_task(asyncio.to_thread(loader.ensure_loaded, "host", self._pins))
         try:
-            if not adopted:
+            if not adopted or self._leasing.elsewhere:
                 await self._leasing.resume()
             await self._ask_for_missing()
         finally:
@@ -421,15 +431,18 @@ class HostRole:
             icmp=timers.icmp,
         )
 
-    async def _reconcile(self) -> None:
-        """Undo what others undid: an address removed, a route replaced, a filter flushed."""
-        while True:
-            await asyncio.sleep(RECONCILE_SECONDS)
-            try:
-                for repaired in await self._apply():
-                    log.warning("repaired: %s", repaired)
-            except Exception:
-                log.exception("could not compare the network with what it should be")
+    async def _repair(self) -> list[str]:
+        """Undo what others undid, unless the way to the gateway has changed so much that the role starts anew."""
+        now = await self._privileged.run(links.moved, self._uplink)
+        if now is None:
+            return await self._apply()
+        if not self.moved.is_set():
+            log.warning("the way to the gateway is another one: %s, it was %s", now, self._uplink)
+            if now.index == self._uplink.index and now.interface != self._uplink.interface:
+                journal = self._privileged.journal
+                await self._privileged.run(journal.rename_interface, self._uplink.interface, now.interface)
+            self.moved.set()
+        return []
 
     async def _sweep(self) -> None:
         """Remove bindings whose time has passed."""

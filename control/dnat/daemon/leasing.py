@@ -54,8 +54,9 @@ class Leasing:
         tell: Callable[[events.Event], None],
         credentials: Credentials,
         key_file: Path,
+        gateway: str = "",
     ) -> None:
-        """``changed`` is called after every batch of events, ``tell`` with each of them."""
+        """``changed`` is called after every batch of events, ``tell`` with each of them; ``gateway`` names the LAN."""
         self._agent = Agent(host_id, lambda: secrets.randbits(64), credentials)
         self._credentials = credentials
         self._key_file = key_file
@@ -63,6 +64,9 @@ class Leasing:
         self._server = self._servers[0]
         self._silence = 0
         self._saved = saved
+        self._gateway = gateway
+        self._good_at = gateway
+        """Where the leases are known to be good."""
         self._changed = changed
         self._tell = tell
         self._alarm = Alarm(self._tick, boottime)
@@ -112,9 +116,15 @@ class Leasing:
         saved = load_leases(self._saved, boottime())
         if saved is None:
             return False
+        self._good_at = saved.gateway or self._gateway
         self._agent.adopt(saved.leases, boottime(), saved.epoch)
         self._pump()
         return True
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the leases are another LAN's, as far as is known: they are not to be used before `resume`."""
+        return self._good_at != self._gateway
 
     async def resume(self) -> None:
         """Ask the server which leases this host holds. Raises PeerError when nobody answers."""
@@ -122,6 +132,9 @@ class Leasing:
         self._agent.resume(boottime())
         self._pump()
         await self._resume
+        if self.elsewhere:
+            self._good_at = self._gateway
+            self._save()
 
     async def request(self, want: Want) -> events.Granted:
         """Ask for ports: a busy server several times, another one where the store failed.
@@ -205,7 +218,7 @@ class Leasing:
 
     def _save(self) -> None:
         try:
-            save_leases(self._saved, self._agent.leases, self._agent.epoch_state)
+            save_leases(self._saved, self._agent.leases, self._agent.epoch_state, self._good_at)
         except OSError as error:
             # A restarted daemon would go on with outdated leases; without the file it asks the server.
             self._saved.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any
 
@@ -45,8 +46,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+AGAIN_SECONDS = 3
+
 COLLECTIONS = (20_000, 20, 100)
 """Objects until the youngest are looked at, and how often that happens until older ones are (gc.set_threshold)."""
+
+
+class ToldToEndError(DnatError):
+    """SIGTERM or SIGINT came while the roles were being taken up."""
 
 
 class Daemon:
@@ -86,7 +93,7 @@ class Daemon:
         try:
             await self._starting
         except asyncio.CancelledError:
-            raise DnatError("told to end before it was up") from None
+            raise ToldToEndError("told to end before it was up") from None
         finally:
             self._starting = None
         return "; ".join(self._roles.summaries())
@@ -122,9 +129,12 @@ class Daemon:
     async def run(self, *, follow_wan: bool = False) -> bool:
         """Wait for SIGTERM, SIGINT or ``stop``, then end in good order.
 
-        Returns whether it ended because the WAN has another address, which it waits for with ``follow_wan``.
+        Returns whether it ended because the machine is connected in another way: a host's interface, address or gateway
+        is not what it was, or the address of the WAN, which it waits for with ``follow_wan``.
         """
         waiting: set[asyncio.Task[Any]] = {asyncio.create_task(self._stopping.wait())}
+        if self._roles.host is not None:
+            waiting.add(asyncio.create_task(self._roles.host.moved.wait()))
         if follow_wan:
             waiting.add(asyncio.create_task(wan_address.changed(self._config, self._privileged)))
         _, pending = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -269,11 +279,26 @@ async def _serve(instance: Instance, config: Config, readiness: Readiness) -> bo
         daemon.close()
 
 
+def _serve_again(instance: Instance, config: Config, readiness: Readiness) -> bool:
+    """Serve; once it has been up, try until it can be up again. Returns whether to start anew."""
+    while True:
+        try:
+            return asyncio.run(_serve(instance, config, readiness))
+        except DnatError as error:
+            if not readiness.up or isinstance(error, ToldToEndError):
+                raise
+            log.warning("%s; trying again in %d s", error, AGAIN_SECONDS)
+        # What was left half made has sockets, and those have to be closed.
+        gc.unfreeze()
+        gc.collect()
+        time.sleep(AGAIN_SECONDS)
+
+
 def _serve_or_undo(instance: Instance, config: Config, readiness: Readiness) -> None:
     """A daemon that does not come up leaves the machine as it was: untouched, or with its forerunner's data plane."""
     fresh = not Journal(instance.journal).entries
     try:
-        while asyncio.run(_serve(instance, config, readiness)):
+        while _serve_again(instance, config, readiness):
             log.info("starting anew")
     except BaseException:
         if fresh and not readiness.up:

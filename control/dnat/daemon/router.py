@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dnat.config import RouterSettings
 from dnat.daemon import attachments
+from dnat.daemon.changes import keep_repaired
 from dnat.daemon.fast_path import FastPath
 from dnat.daemon.owners import describe_owner
 from dnat.daemon.privileged import Privileged
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RECONCILE_SECONDS = 10.0
+REFILL_SECONDS = 10.0
 RESOLVE_SECONDS = 0.2
 """How soon a host has answered who asks for its link address."""
 
@@ -83,7 +84,7 @@ class RouterRole:
         await self._privileged.run(self._fill)
         await self._privileged.run(self._ensure)
         asyncio.get_running_loop().add_reader(self._plane.fileno(), self._offended)
-        self._tasks = [asyncio.create_task(self._reconcile())]
+        self._tasks = [asyncio.create_task(keep_repaired(self._repair))]
 
     async def stop(self) -> None:
         """End the tasks; the data plane stays: ``down`` removes it."""
@@ -138,7 +139,7 @@ class RouterRole:
                 return
             except DnatError as error:
                 log.error("%s", error)
-                await asyncio.sleep(RECONCILE_SECONDS)
+                await asyncio.sleep(REFILL_SECONDS)
 
     def describe_owners(self) -> list[dict[str, Any]]:
         """The owners for ``show``."""
@@ -251,16 +252,11 @@ class RouterRole:
         with self._plane_lock:
             return self._plane.ask_for_macs()
 
-    async def _reconcile(self) -> None:
+    async def _repair(self) -> list[str]:
         """Repair what others undid, and learn link addresses that were not known yet."""
-        while True:
-            await asyncio.sleep(RECONCILE_SECONDS)
-            try:
-                for repaired in await self._privileged.run(self._ensure):
-                    log.warning("repaired: %s", repaired)
-                await self._learn_macs()
-            except Exception:
-                log.exception("could not compare the network with what it should be")
+        changes: list[str] = await self._privileged.run(self._ensure)
+        await self._learn_macs()
+        return changes
 
 
 def _owner(record: LeaseRecord) -> Owner:

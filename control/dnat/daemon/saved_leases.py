@@ -26,6 +26,7 @@ class SavedLease(msgspec.Struct, frozen=True):
 class _File(msgspec.Struct, frozen=True):
     epoch: EpochState | None
     leases: list[SavedLease]
+    gateway: str = ""
 
 
 class Saved(msgspec.Struct, frozen=True):
@@ -33,9 +34,11 @@ class Saved(msgspec.Struct, frozen=True):
 
     epoch: EpochState | None
     leases: list[Lease]
+    gateway: str
+    """Of the LAN on which the leases are good; empty: an earlier version did not write it down."""
 
 
-def save_leases(path: Path, leases: tuple[Lease, ...], epoch: EpochState | None) -> None:
+def save_leases(path: Path, leases: tuple[Lease, ...], epoch: EpochState | None, gateway: str) -> None:
     """Replace the file in one step."""
     rows = [
         SavedLease(
@@ -50,7 +53,7 @@ def save_leases(path: Path, leases: tuple[Lease, ...], epoch: EpochState | None)
         for lease in leases
     ]
     fresh = path.with_suffix(".new")
-    fresh.write_bytes(msgspec.json.encode(_File(epoch, rows)))
+    fresh.write_bytes(msgspec.json.encode(_File(epoch, rows, gateway)))
     fresh.replace(path)
 
 
@@ -72,4 +75,4 @@ def load_leases(path: Path, now: float) -> Saved | None:
         ]
     except (OSError, ValueError, msgspec.MsgspecError):
         return None
-    return Saved(file.epoch, leases) if leases else None
+    return Saved(file.epoch, leases, file.gateway) if leases else None

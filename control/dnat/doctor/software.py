@@ -12,7 +12,7 @@ from dnat.doctor.findings import Finding, Patient
 
 _MANAGERS = {
     "systemd-networkd": (
-        "removes routes that it did not set when it starts anew; dnat puts them back within 10 seconds",
+        "removes routes that it did not set when it starts anew; dnat puts them back within a second",
         "set ManageForeignRoutes=no in /etc/systemd/networkd.conf",
     ),
 }

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,32 @@ class Journal:
         self._write()
         return True
 
+    def renew(self, kind: str, subject: str, **facts: Any) -> None:
+        """Write down a change of something that somebody else has changed since it was changed first."""
+        self._entries = [
+            Entry(kind, subject, facts) if (e.kind, e.subject) == (kind, subject) else e for e in self._entries
+        ]
+        if not self.add(kind, subject, **facts):
+            self._write()
+
     def forget(self, kind: str, subject: str) -> None:
         """Strike out an entry that has just been undone on its own."""
         remaining = [e for e in self._entries if (e.kind, e.subject) != (kind, subject)]
         if len(remaining) != len(self._entries):
             self._entries = remaining
             self._write()
+
+    def rename_interface(self, old: str, new: str) -> None:
+        """The interface that was called ``old`` when things of it were changed is called ``new`` now."""
+        self._entries = [
+            replace(
+                entry,
+                subject=re.sub(rf"(?<![^/ ]){re.escape(old)}(?![^/ ])", lambda _: new, entry.subject),
+                facts=entry.facts | ({"interface": new} if entry.facts.get("interface") == old else {}),
+            )
+            for entry in self._entries
+        ]
+        self._write()
 
     def undo(self, handlers: Mapping[str, Handler]) -> list[str]:
         """Put everything back, last change first; returns a sentence for each thing that could not be.

@@ -82,6 +82,29 @@ def default_gateway(name: str | None = None) -> Uplink:
     )
 
 
+def moved(uplink: Uplink) -> Uplink | None:
+    """What the way to the gateway is by now, if the interface was made anew or renamed, or if its address or gateway is
+    another one. None: it is the same, or it is not there for the moment.
+    """
+    with rtnetlink.socket("read the way to the gateway") as rtnl:
+        found = _all(rtnl)
+        link = next((each for each in found if each.index == uplink.index), None)
+        link = link or next((each for each in found if each.name == uplink.interface), None)
+        if link is None or not link.addresses:
+            return None
+        # Ours stands in front of whatever others say now.
+        foreign = [r for r in routes.defaults(rtnl) if r.protocol != routes.PROTOCOL and r.interface == link.index]
+    gateways = [route.gateway for route in foreign if route.gateway]
+    gateway = uplink.gateway if uplink.gateway in gateways or not gateways else gateways[0]
+    own = uplink.address if uplink.address in [a.ip for a in link.addresses] else link.address_beside(gateway)
+    if own is None:
+        if not gateways:
+            return None
+        own = link.addresses[0].ip
+    now = Uplink(link.name, link.index, gateway, own)
+    return None if now == uplink else now
+
+
 def default_interface() -> str | None:
     """The interface of the best default route, also of one without a gateway, as PPP's; None: there is none."""
     with rtnetlink.socket("read the default route") as rtnl:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
+from dnat.errors import PlatformError
 from dnat.system import rtnetlink
 from dnat.system.journal import Entry, Journal
 
@@ -35,6 +36,8 @@ _DST, _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _METRICS, _MULTIPATH = 1, 4, 5, 6, 7,
 _TABLE, _VIA, _ENCAP_TYPE, _ENCAP, _NEXTHOP_ID = 15, 18, 21, 22, 30
 _METRIC_MTU = 2
 _NEW_ROUTE, _DELETE_ROUTE = 24, 25
+_NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENODEV)
+"""What the kernel answers to a route whose interface is not there, or down, or not on the gateway's network."""
 _NLM_REPLACE, _NLM_CREATE = 0x100, 0x400
 
 
@@ -182,19 +185,30 @@ def ensure_front(journal: Journal, rtnl: Any, wanted: Route) -> list[str]:
     """Make ``wanted`` (of ours, metric 0) the route that the kernel takes for its destination.
 
     A route of metric 0 that is in the way is replaced and journalled; others stay behind ours. Returns what
-    was changed.
+    was changed. Raises PlatformError while the gateway cannot be reached.
     """
+    from pyroute2.netlink.exceptions import NetlinkError
+
     current = _front(rtnl, wanted.destination)
     if current and _same(current, wanted):
         return []
     old = current if current and current.protocol != PROTOCOL else None
-    journal.add(
+    # Whatever somebody has put in place of ours meanwhile is newer than what was there first.
+    write_down = journal.renew if old else journal.add
+    write_down(
         KIND,
         _subject(wanted),
         destination=str(wanted.destination),
         old=old.restorable().pack().hex() if old else None,
     )
-    rtnetlink.request(_NEW_ROUTE, wanted.pack(), _NLM_REPLACE | _NLM_CREATE)
+    try:
+        rtnetlink.request(_NEW_ROUTE, wanted.pack(), _NLM_REPLACE | _NLM_CREATE)
+    except NetlinkError as error:
+        if error.code not in _NO_WAY:
+            raise
+        raise PlatformError(
+            f"the {_subject(wanted)} has to wait until its gateway {wanted.gateway} is on a network of this machine"
+        ) from None
     verb = "replaced" if current else "added"
     return [f"{verb} {_subject(wanted)}"]
 
@@ -223,17 +237,24 @@ def local_owners(rtnl: Any, address: IPv4Address) -> list[int]:
 def undo(entry: Entry) -> None:
     """Handler of entries about routes of ours: they go, and what they replaced comes back.
 
-    A route that somebody else has put there since is newer than what the journal knows, and stays.
+    A route that somebody else has put there since is newer than what the journal knows, and stays. One whose
+    interface is gone or down meanwhile would have gone with it.
     """
+    from pyroute2.netlink.exceptions import NetlinkError
+
     old = _stored(entry)
     with rtnetlink.socket("put the old route back") as rtnl:
         current = _front(rtnl, IPv4Network(entry.facts["destination"]))
-        if old is None:
-            if current and current.protocol == PROTOCOL:
-                with rtnetlink.expect(errno.ESRCH):
-                    rtnetlink.request(_DELETE_ROUTE, current.restorable().pack(), 0)
-        elif current is None or current.protocol == PROTOCOL:
-            rtnetlink.request(_NEW_ROUTE, old.pack(), _NLM_REPLACE | _NLM_CREATE)
+        if old is not None and (current is None or current.protocol == PROTOCOL):
+            try:
+                rtnetlink.request(_NEW_ROUTE, old.pack(), _NLM_REPLACE | _NLM_CREATE)
+                return
+            except NetlinkError as error:
+                if error.code not in _NO_WAY:
+                    raise
+        if current and current.protocol == PROTOCOL:
+            with rtnetlink.expect(errno.ESRCH):
+                rtnetlink.request(_DELETE_ROUTE, current.restorable().pack(), 0)
 
 
 def undo_local(entry: Entry) -> None:
