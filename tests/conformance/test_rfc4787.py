@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 import raw
 import wire
+from error_queue import Told, listen_for_errors, told, told_now
 from nodes import Lab, Node, eventually
 from scapy.layers.inet import ICMP, IP, UDP, fragment
 from scapy.packet import Packet, Raw
@@ -218,10 +219,10 @@ def test_req_12(lab: Lab, phone: Node) -> None:
         quoted = datagram(endpoint, one.getsockname())
         for kind, code in EVERY_ERROR:
             raw.send(lab["ext"], [wire.error(quoted, lab.ext, lab.external, kind, code)])
-        wire.listen_for_errors(inside)
+        listen_for_errors(inside)
         raw.send(lab["ext"], [wire.error(quoted, lab.ext, lab.external, 3, 10)])
-        eventually(lambda: wire.told_now(inside) == wire.Told(lab.ext, 3, 10), "the last one has arrived")
-        while wire.told_now(inside):
+        eventually(lambda: told_now(inside) == Told(lab.ext, 3, 10), "the last one has arrived")
+        while told_now(inside):
             pass
         assert hears(inside, one, endpoint)
         after = bound(phone, Protocol.UDP, local)
@@ -233,10 +234,10 @@ def test_req_12a(lab: Lab, phone: Node, native: bool) -> None:
     """From the destination, from another host, from a router far away."""
     with phone.socket(DATAGRAM, local_port(native)) as inside, outsiders(lab) as (one, *_):
         endpoint = seen(inside, one)
-        wire.listen_for_errors(inside)
+        listen_for_errors(inside)
         for sender in (lab.ext, wire.second_address(lab), "192.0.2.99"):
             raw.send(lab["ext"], [wire.error(datagram(endpoint, one.getsockname()), sender, lab.external)])
-            assert wire.told(inside) == wire.Told(sender, 3, 1)
+            assert told(inside) == Told(sender, 3, 1)
 
 
 @both_ways

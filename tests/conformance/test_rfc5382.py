@@ -11,6 +11,7 @@ from functools import partial
 import pytest
 import raw
 import wire
+from error_queue import Told, listen_for_errors, told
 from nodes import SECONDS, SILENCE, Lab, Node, eventually
 from scapy.layers.inet import ICMP, IP, TCP
 from wire import GHOST, STREAM, both_ways, bound, local_port, servers, stream
@@ -279,10 +280,10 @@ def test_req_8a(lab: Lab, phone: Node, other: Node, native: bool) -> None:
 def test_req_9(lab: Lab, phone: Node, native: bool) -> None:
     port = wire.outside_port()
     with wire.ghost(lab) as peer, wire.connecting(phone, local_port(native), (GHOST, port)) as inside:
-        wire.listen_for_errors(inside)
+        listen_for_errors(inside)
         syn = peer.tcp("S")
         peer.send(wire.error(syn, lab.ext, lab.external, 3, 1))
-        assert wire.told(inside) == wire.Told(lab.ext, 3, 1)
+        assert told(inside) == Told(lab.ext, 3, 1)
         assert inside.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == CLOSED
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import raw
 import wire
+from error_queue import Told, is_not_told, listen_for_errors, told
 from nodes import SILENCE, Lab, Node, eventually
 from scapy.layers.inet import ICMP, IP, UDP, IPerror, IPOption, UDPerror
 from scapy.packet import Packet, Raw
@@ -73,7 +74,7 @@ def talking(lab: Lab, phone: Node, native: bool) -> Iterator[tuple[socket.socket
     """A socket that is told of errors, and a packet of it as the outside saw it."""
     with phone.socket(DATAGRAM, local_port(native)) as inside, outsiders(lab) as (one, *_):
         endpoint = seen(inside, one)
-        wire.listen_for_errors(inside)
+        listen_for_errors(inside)
         yield inside, datagram(endpoint, one.getsockname())
 
 
@@ -86,10 +87,10 @@ def test_req_3(lab: Lab, phone: Node, native: bool) -> None:
         bad[ICMP].chksum ^= 0x0101
         before = wire.snmp(phone, "Icmp", "InCsumErrors")
         raw.send(lab["ext"], [bad])
-        assert wire.is_not_told(inside)
+        assert is_not_told(inside)
         eventually(lambda: wire.snmp(phone, "Icmp", "InCsumErrors") == before + 1, "counted as damaged")
         raw.send(lab["ext"], [good])
-        assert wire.told(inside) == wire.Told(lab.ext, 3, 1)
+        assert told(inside) == Told(lab.ext, 3, 1)
 
 
 @both_ways
@@ -99,10 +100,10 @@ def test_req_3a(lab: Lab, phone: Node, native: bool) -> None:
         careless[8] -= 1
         before = phone.counter("drop_quote_damaged")
         raw.send(lab["ext"], [error(bytes(careless), lab.ext, lab.external)])
-        assert wire.is_not_told(inside)
+        assert is_not_told(inside)
         assert phone.counter("drop_quote_damaged") == before + 1
         raw.send(lab["ext"], [error(bytes(quoted), lab.ext, lab.external)])
-        assert wire.told(inside) == wire.Told(lab.ext, 3, 1)
+        assert told(inside) == Told(lab.ext, 3, 1)
 
 
 @both_ways
@@ -112,7 +113,7 @@ def test_req_3b(lab: Lab, phone: Node, native: bool, outer: list[IPOption]) -> N
         header = IP(src=quoted.src, dst=quoted.dst, options=ROUTER_ALERT * 3, proto=17)
         message = IP(src=lab.ext, dst=lab.external, options=outer) / ICMP(type=3, code=1)
         raw.send(lab["ext"], [message / Raw(bytes(header / quoted[UDP]))])
-        assert wire.told(inside) == wire.Told(lab.ext, 3, 1)
+        assert told(inside) == Told(lab.ext, 3, 1)
 
 
 @both_ways
@@ -123,7 +124,7 @@ def test_req_3c(lab: Lab, phone: Node, native: bool) -> None:
         damaged[UDP].chksum ^= 0x1234
         for packet in (bytes(damaged), bytes(quoted)[:28]):
             raw.send(lab["ext"], [error(packet, lab.ext, lab.external)])
-            assert wire.told(inside) == wire.Told(lab.ext, 3, 1)
+            assert told(inside) == Told(lab.ext, 3, 1)
 
 
 EXTENSION = b"\x20\x00\x1f\x1b\x00\x08\x01\x01\x00\x3e\x81\x01"
@@ -137,7 +138,7 @@ def test_req_3d(lab: Lab, phone: Node, native: bool) -> None:
         padded = bytes(quoted).ljust(128, b"\0") + EXTENSION
         message = IP(src=lab.ext, dst=lab.external) / ICMP(type=11, code=0, length=32) / Raw(padded)
         raw.send(lab["ext"], [message])
-        assert wire.told(inside) == wire.Told(lab.ext, 11, 0)
+        assert told(inside) == Told(lab.ext, 11, 0)
         arrived = heard.wait(is_icmp(11))
         assert arrived is not None and raw.checksums_right(arrived)
         assert arrived.original[28 + len(quoted) :] == padded[len(quoted) :]
@@ -261,10 +262,10 @@ def test_req_7(lab: Lab, phone: Node, other: Node, native: bool) -> None:
     """Nobody listens any more at another host's translated port: its stack says so, and the sender hears of it."""
     for called in (True, False):
         with gone(lab, other, called) as (endpoint, _), phone.socket(DATAGRAM, local_port(native)) as inside:
-            wire.listen_for_errors(inside)
+            listen_for_errors(inside)
             with wire.counted(lab["router"], "router_hairpin", 2):
                 inside.sendto(b"anyone?", endpoint)
-                assert wire.told(inside) == wire.Told(lab.external, 3, 3)
+                assert told(inside) == Told(lab.external, 3, 3)
 
 
 @both_ways
@@ -313,13 +314,13 @@ def test_req_9(lab: Lab, quiet: Node) -> None:
 def test_req_10a(lab: Lab, phone: Node, native: bool) -> None:
     """Made by the router where it is at fault, and passed on."""
     with phone.socket(DATAGRAM, local_port(native)) as inside:
-        wire.listen_for_errors(inside)
+        listen_for_errors(inside)
         inside.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 1)
         inside.sendto(b"?", (lab.ext, 33434))
-        assert wire.told(inside) == wire.Told("10.66.0.1", 11, 0)
+        assert told(inside) == Told("10.66.0.1", 11, 0)
         inside.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 2)
         inside.sendto(b"?", (lab.ext, 33434))
-        assert wire.told(inside) == wire.Told(lab.ext, 3, 3)
+        assert told(inside) == Told(lab.ext, 3, 3)
     assert "1 received" in phone.run("ping", "-c", "1", "-W", "2", lab.ext).stdout
 
 
@@ -328,16 +329,16 @@ def test_req_10b(lab: Lab, phone: Node, native: bool) -> None:
     """Parameter problem; timestamps are in REQ-1."""
     with talking(lab, phone, native) as (inside, quoted):
         raw.send(lab["ext"], [error(quoted, lab.ext, lab.external, 12, 0)])
-        assert wire.told(inside) == wire.Told(lab.ext, 12, 0)
+        assert told(inside) == Told(lab.ext, 12, 0)
 
 
 @both_ways
 def test_req_10c(lab: Lab, phone: Node, native: bool) -> None:
     with talking(lab, phone, native) as (inside, quoted):
         raw.send(lab["ext"], [error(quoted, lab.ext, lab.external, 4, 0)])
-        assert wire.is_not_told(inside)
+        assert is_not_told(inside)
         raw.send(lab["ext"], [error(quoted, lab.ext, lab.external, 3, 1)])
-        assert wire.told(inside) == wire.Told(lab.ext, 3, 1)
+        assert told(inside) == Told(lab.ext, 3, 1)
 
 
 def test_req_10d(lab: Lab, phone: Node) -> None:

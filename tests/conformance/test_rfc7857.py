@@ -11,6 +11,7 @@ import struct
 import pytest
 import raw
 import wire
+from error_queue import Told, listen_for_errors, told
 from nodes import SILENCE, Lab, Node, eventually
 from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
 from scapy.packet import Raw
@@ -220,9 +221,9 @@ def test_section_12(lab: Lab, phone: Node, other: Node) -> None:
     ):
         mine, theirs = seen(inside, one), seen(called, one)
         assert hears(called, inside, theirs)
-        wire.listen_for_errors(inside)
+        listen_for_errors(inside)
         quoted = IP(src=mine[0], dst=lab.external) / UDP(sport=mine[1], dport=called.getsockname()[1]) / Raw(b"words")
         message = wire.error(IP(bytes(quoted)), lab.external, lab.external, 3, 10)
         with wire.counted(lab["router"], "router_hairpin"):
             raw.send(other, [message])
-            assert wire.told(inside) == wire.Told(lab.external, 3, 10)
+            assert told(inside) == Told(lab.external, 3, 10)

@@ -6,10 +6,8 @@ import contextlib
 import itertools
 import math
 import socket
-import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -27,7 +25,6 @@ STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
 ECHO, HTTP = 7, 80
 GHOST = "192.0.2.50"
 """Packets to it reach the outside, where nobody has it."""
-IP_RECVERR, MSG_ERRQUEUE = 11, 0x2000
 _ETH_P_IP, _HEAD = 0x0800, 14
 _NANOSECONDS = 1_000_000_000
 _CLASS_OF = {Protocol.TCP: abi.PortClass.TCP, Protocol.UDP: abi.PortClass.UDP, Protocol.ICMP: abi.PortClass.ICMP}
@@ -208,50 +205,6 @@ def forget(phone: Node) -> None:
 
 
 # ICMP
-
-
-@dataclass(frozen=True)
-class Told:
-    """What the kernel told a socket about a packet of its own."""
-
-    by: str
-    type: int
-    code: int
-
-
-def listen_for_errors(sock: socket.socket) -> None:
-    sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
-
-
-def told_now(sock: socket.socket) -> Told | None:
-    patience = sock.gettimeout()
-    sock.setblocking(False)
-    try:
-        _, ancillary, _, _ = sock.recvmsg(2000, 512, MSG_ERRQUEUE)
-    except BlockingIOError:
-        return None
-    finally:
-        sock.settimeout(patience)
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.IPPROTO_IP, IP_RECVERR):
-            _, _, icmp_type, icmp_code = struct.unpack_from("=IBBB", data)
-            return Told(socket.inet_ntoa(data[20:24]), icmp_type, icmp_code)
-    return None
-
-
-def told(sock: socket.socket) -> Told:
-    found = eventually(lambda: told_now(sock), "the socket is told")
-    assert isinstance(found, Told)
-    return found
-
-
-def is_not_told(sock: socket.socket) -> bool:
-    deadline = time.monotonic() + SILENCE
-    while time.monotonic() < deadline:
-        if told_now(sock):
-            return False
-        time.sleep(0.05)
-    return True
 
 
 def datagram(source: tuple[str, int], target: tuple[str, int], words: bytes = b"words") -> Packet:

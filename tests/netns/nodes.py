@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,20 @@ import pytest
 from dnat.client import Client
 from dnat.dataplane.host import HostPlane
 from dnat.instance import Instance
-from dnat.lab import control
+from dnat.lab import builder, control
 from dnat.lab.topology import EXT, Topology
 from dnat.system import netns
+from dnat.system.paths import NETNS_CONFIG_DIRECTORY
 from dnat.types import PortRange
 
 SECONDS = 3.0
 """How long a test waits for a packet that should come."""
 SILENCE = 0.4
 """How long it waits for one that should not."""
+
+
+OTHER_EXTERNAL = "198.51.100.2"
+"""An address that tests have their labs share as well."""
 
 
 class Machine:
@@ -38,6 +43,11 @@ class Machine:
         self.address = address
         self.configuration: Path | None = None
         """The file that it is `configured` with."""
+
+    @property
+    def dnat_toml(self) -> Path:
+        """The file that its dnat is configured by, unless another one is named."""
+        return NETNS_CONFIG_DIRECTORY / self.namespace / "dnat" / "dnat.toml"
 
     def run(self, *argv: str, code: int | None = 0, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a program here; fails the test unless it exits with ``code`` (None: anything)."""
@@ -181,6 +191,21 @@ class Lab:
         """What errors told of paths: otherwise senders go on to fragment accordingly."""
         for node in ("phone1", "ext"):
             self[node].run("ip", "route", "flush", "cache")
+
+
+@contextmanager
+def operated_lab(topology: Topology, configuration: str, up: Sequence[str]) -> Iterator[Lab]:
+    """A lab whose router is configured so, and gets ``OTHER_EXTERNAL``, too; after it the nodes of ``up`` come up."""
+    try:
+        builder.build(topology)
+        lab = Lab(topology)
+        lab["ext"].run("ip", "route", "add", OTHER_EXTERNAL, "via", "203.0.113.1")
+        lab["router"].dnat_toml.write_text(configuration)
+        for name in ("router", *up):
+            lab[name].dnatctl("up")
+        yield lab
+    finally:
+        builder.destroy(topology.prefix)
 
 
 def eventually(check: Callable[[], Any], what: str, seconds: float = 5.0) -> Any:

@@ -6,22 +6,19 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from nodes import Lab, Node
+from nodes import OTHER_EXTERNAL, Lab, Node, operated_lab
 
-from dnat.lab import builder
 from dnat.lab.topology import Topology
 
 UDP = socket.SOCK_DGRAM
-OTHER = "198.51.100.2"
 PHONES = ("phone1", "phone2", "phone3")
 CONFIGURATION = f"""\
 roles = ["server", "router"]
 
 [server]
-external_addresses = ["198.51.100.1", "{OTHER}"]
+external_addresses = ["198.51.100.1", "{OTHER_EXTERNAL}"]
 ports = ["10000-10399", "30000-30199"]
 specific_ports = ["5000-5099", "8000-8001"]
 excluded_ports = ["10100-10149", "5090-5095"]
@@ -42,17 +39,8 @@ wan = "wan"
 
 @pytest.fixture(scope="module")
 def lab(_root: None) -> Iterator[Lab]:
-    topology = Topology(prefix=f"dt{os.getpid()}a", phones=3)
-    try:
-        builder.build(topology)
-        lab = Lab(topology)
-        lab["ext"].run("ip", "route", "add", OTHER, "via", "203.0.113.1")
-        Path(f"/etc/netns/{lab['router'].namespace}/dnat/dnat.toml").write_text(CONFIGURATION)
-        for name in ("router", *PHONES):
-            lab[name].dnatctl("up")
+    with operated_lab(Topology(prefix=f"dt{os.getpid()}a", phones=3), CONFIGURATION, PHONES) as lab:
         yield lab
-    finally:
-        builder.destroy(topology.prefix)
 
 
 def address_of(node: Node) -> str:

@@ -177,7 +177,7 @@ def _mode(sip: Node, mode: str) -> Iterator[None]:
     if mode == "proxy":
         yield
         return
-    path = Path(f"/etc/netns/{sip.namespace}/dnat/dnat.toml")
+    path = sip.dnat_toml
     usual = path.read_text()
     path.write_text(usual.replace('"proxy"', f'"{mode}"'))
     sip.dnatctl("down")

@@ -38,7 +38,7 @@ def apart(_root: None) -> Iterator[Lab]:
 
 
 def _configuration(node: Node) -> str:
-    return Path(f"/etc/netns/{node.namespace}/dnat/dnat.toml").read_text()
+    return node.dnat_toml.read_text()
 
 
 def _asks(recorder: Recorder) -> set[tuple[str, str]]:

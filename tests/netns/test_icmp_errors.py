@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import socket
-import struct
-from dataclasses import dataclass
 
 import pytest
 import raw
+from error_queue import Told, listen_for_errors, told, told_now
 from nodes import SILENCE, Lab, Node, eventually
 from scapy.layers.inet import ICMP, IP, UDP, ICMPerror, IPerror, IPOption, UDPerror
 from scapy.packet import Packet, Raw
@@ -15,42 +14,14 @@ from scapy.packet import Packet, Raw
 UDP_SOCKET, TCP_SOCKET = socket.SOCK_DGRAM, socket.SOCK_STREAM
 ROUTER_LAN, ROUTER_WAN = "10.66.0.1", "203.0.113.1"
 TRACED = 33434
-_IP_RECVERR, _MSG_ERRQUEUE = 11, 0x2000
-
-
-@dataclass(frozen=True)
-class Told:
-    """What the kernel told a socket about a packet of its own."""
-
-    by: str
-    type: int
-    code: int
 
 
 def ask(sock: socket.socket, target: tuple[str, int], ttl: int, size: int = 20) -> Told:
     """Send one datagram and wait for the error about it (as traceroute does)."""
-    sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+    listen_for_errors(sock)
     sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
     sock.sendto(bytes(size), target)
-    told = eventually(lambda: _told(sock), "an error")
-    assert isinstance(told, Told)
-    return told
-
-
-def _told(sock: socket.socket) -> Told | None:
-    patience = sock.gettimeout()
-    sock.setblocking(False)
-    try:
-        _, ancillary, _, _ = sock.recvmsg(2000, 512, _MSG_ERRQUEUE)
-    except BlockingIOError:
-        return None
-    finally:
-        sock.settimeout(patience)
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.IPPROTO_IP, _IP_RECVERR):
-            _, _, icmp_type, icmp_code = struct.unpack_from("=IBBB", data)
-            return Told(socket.inet_ntoa(data[20:24]), icmp_type, icmp_code)
-    return None
+    return told(sock)
 
 
 @pytest.mark.parametrize("local_port", [0, 4200], ids=["native", "translated"])
@@ -65,11 +36,11 @@ def test_traceroute_from_a_host(lab: Lab, local_port: int, size: int) -> None:
 def test_traceroute_of_two_hosts_at_once(lab: Lab) -> None:
     """The same local port on two hosts behind one address: each is told about its own."""
     with lab["phone1"].socket(UDP_SOCKET, 4201) as one, lab["phone2"].socket(UDP_SOCKET, 4201) as two:
-        two.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+        listen_for_errors(two)
         assert ask(one, (lab.ext, TRACED), 1) == Told(ROUTER_LAN, 11, 0)
-        assert _told(two) is None
+        assert told_now(two) is None
         assert ask(two, (lab.ext, TRACED), 1) == Told(ROUTER_LAN, 11, 0)
-        assert _told(one) is None
+        assert told_now(one) is None
 
 
 def test_traceroute_to_a_host(lab: Lab) -> None:
@@ -108,7 +79,7 @@ def test_tcp_with_a_short_life(lab: Lab) -> None:
         with raw.icmp(phone) as heard, phone.socket(TCP_SOCKET, local_port) as sock:
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 1)
             # Then the kernel tells the connection at once, instead of trying on.
-            sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+            listen_for_errors(sock)
             with pytest.raises(OSError, match="No route to host"):
                 sock.connect((lab.ext, 80))
             told = heard.wait(lambda packet: packet[ICMP].type == 11 and packet.src == ROUTER_LAN)
@@ -149,10 +120,6 @@ def test_no_errors_about_errors(lab: Lab) -> None:
     phone.dnatctl("release", str(port))
 
 
-def told_socket(sock: socket.socket) -> Told:
-    return eventually(lambda: _told(sock), "the socket hears of it")  # type: ignore[no-any-return]
-
-
 OPTION = [IPOption(b"\x94\x04\x00\x00")]
 
 
@@ -166,14 +133,14 @@ def test_errors_of_the_outside_reach_the_socket(
     """From any hop on the way, with or without options, with as little as eight octets quoted."""
     ext = lab["ext"]
     with lab["phone1"].socket(UDP_SOCKET, local_port) as sock, ext.socket(UDP_SOCKET, 9001) as outside:
-        sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+        listen_for_errors(sock)
         sock.sendto(b"what is on the way?", (lab.ext, 9001))
         data, seen = outside.recvfrom(100)
         quoted = IP(src=seen[0], dst=lab.ext, options=inner) / UDP(sport=seen[1], dport=9001) / Raw(data)
         length = None if octets is None else len(bytes(quoted)) - 8 - len(data) + octets
         error = IP(src=lab.ext, dst=lab.external, options=outer) / ICMP(type=3, code=1)
         raw.send(ext, [error / Raw(bytes(quoted)[:length])])
-        assert told_socket(sock) == Told(lab.ext, 3, 1)
+        assert told(sock) == Told(lab.ext, 3, 1)
 
 
 def test_errors_never_end_a_binding(lab: Lab) -> None:

@@ -6,7 +6,6 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from nodes import Lab, Node, eventually
@@ -27,7 +26,7 @@ def lab(_root: None) -> Iterator[Lab]:
     try:
         builder.build(topology)
         lab = Lab(topology)
-        path = Path(f"/etc/netns/{lab['router'].namespace}/dnat/dnat.toml")
+        path = lab["router"].dnat_toml
         path.write_text(path.read_text().replace("[server]", f"[server]\nlifetime = {LIFETIME}"))
         for name in ("router", "phone1", "phone2"):
             lab[name].dnatctl("up")

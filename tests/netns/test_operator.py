@@ -14,16 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nodes import Lab, Node, eventually
+from nodes import OTHER_EXTERNAL, Lab, Node, eventually, operated_lab
 from prometheus_client.parser import text_string_to_metric_families
 
 from dnat.client import Client, lease
 from dnat.instance import Instance
-from dnat.lab import builder
 from dnat.lab.topology import Topology
 
 TCP = socket.SOCK_STREAM
-OTHER = "198.51.100.2"
 SWITCH_SECONDS = 1.0
 CONFIGURATION = """\
 roles = ["server", "router"]
@@ -50,21 +48,16 @@ wan = "wan"
 def lab(_root: None) -> Iterator[Lab]:
     """A routed lab with an operator's configuration; phone1 and the SIP machine are up."""
     topology = Topology(prefix=f"dt{os.getpid()}q", phones=1)
-    try:
-        builder.build(topology)
-        lab = Lab(topology)
-        lab["ext"].run("ip", "route", "add", OTHER, "via", "203.0.113.1")
-        configure(lab, lab.external)
-        for name in ("router", "phone1", "sip"):
-            lab[name].dnatctl("up")
+    with operated_lab(topology, with_addresses(str(topology.external)), ("phone1", "sip")) as lab:
         yield lab
-    finally:
-        builder.destroy(topology.prefix)
+
+
+def with_addresses(*addresses: str) -> str:
+    return CONFIGURATION.format(addresses=", ".join(f'"{each}"' for each in addresses))
 
 
 def configure(lab: Lab, *addresses: str) -> None:
-    path = Path(f"/etc/netns/{lab['router'].namespace}/dnat/dnat.toml")
-    path.write_text(CONFIGURATION.format(addresses=", ".join(f'"{each}"' for each in addresses)))
+    lab["router"].dnat_toml.write_text(with_addresses(*addresses))
 
 
 def seen_from(node: Node, lab: Lab) -> str:
@@ -148,7 +141,7 @@ def test_metrics_of_every_role(lab: Lab) -> None:
 def test_a_busy_server_is_asked_again(lab: Lab) -> None:
     """Two new leases at once and one a second: whoever asks for more waits, and gets them."""
     phone, router = lab["phone1"], lab["router"]
-    path = Path(f"/etc/netns/{router.namespace}/dnat/dnat.toml")
+    path = router.dnat_toml
     usual = path.read_text()
     path.write_text(usual.replace("[server]", "[server]\nnew_leases_per_second = 1"))
     router.dnatctl("reload")
@@ -176,7 +169,7 @@ def test_draining_grants_nothing_new_and_cuts_nothing(lab: Lab) -> None:
 def test_hosts_switch_to_another_external_address_within_a_second(lab: Lab) -> None:
     """Both addresses are served for a while, the old one is drained, and then it goes. What spoke from it ends."""
     phone, router = lab["phone1"], lab["router"]
-    configure(lab, lab.external, OTHER)
+    configure(lab, lab.external, OTHER_EXTERNAL)
     router.dnatctl("reload")
     assert phone.show()["external_addresses"] == [lab.external]
     path = Instance(phone.namespace).socket
@@ -195,7 +188,9 @@ def test_hosts_switch_to_another_external_address_within_a_second(lab: Lab) -> N
             connection.sendall(b"one")
             assert connection.recv(100) == b"one"
         router.dnatctl("drain", lab.external)
-        eventually(lambda: phone.show()["external_addresses"] == [OTHER], "the host has switched", SWITCH_SECONDS)
+        eventually(
+            lambda: phone.show()["external_addresses"] == [OTHER_EXTERNAL], "the host has switched", SWITCH_SECONDS
+        )
         for connection in (native, translated):
             with pytest.raises(ConnectionAbortedError):
                 connection.recv(100)
@@ -203,16 +198,16 @@ def test_hosts_switch_to_another_external_address_within_a_second(lab: Lab) -> N
         assert local.recv(100) == b"the LAN is not concerned"
         assert program.wait(20) and "out of service" in program.reason
         said: list[dict[str, Any]] = []
-        while not said or said[-1].get("address") != OTHER:
+        while not said or said[-1].get("address") != OTHER_EXTERNAL:
             said.append(watcher.event())
         lost = [each for each in said if each["event"] == "lost"]
         assert {each["code"] for each in lost} == {"address-changed"} and len(lost) == 3
         assert next(each["former"] for each in said if each["event"] == "address") == lab.external
         assert all(each["port"] in phone.ports("translated") for each in phone.show()["bindings"])
-    eventually(lambda: seen_from(phone, lab) == OTHER, "traffic leaves from the new address")
-    configure(lab, OTHER)
+    eventually(lambda: seen_from(phone, lab) == OTHER_EXTERNAL, "traffic leaves from the new address")
+    configure(lab, OTHER_EXTERNAL)
     router.dnatctl("reload")
-    assert seen_from(phone, lab) == OTHER
+    assert seen_from(phone, lab) == OTHER_EXTERNAL
 
 
 def test_a_pool_that_was_exchanged_is_announced_to_everybody(lab: Lab) -> None:
@@ -231,7 +226,7 @@ def test_a_pool_that_was_exchanged_is_announced_to_everybody(lab: Lab) -> None:
 
 def test_a_configuration_that_does_not_hold_changes_nothing(lab: Lab) -> None:
     router = lab["router"]
-    path = Path(f"/etc/netns/{router.namespace}/dnat/dnat.toml")
+    path = router.dnat_toml
     good, pid = path.read_text(), router.pid()
     path.write_text(good + "[sever]\n")
     assert "sever" in router.dnatctl("reload", code=2).stderr

@@ -26,7 +26,7 @@ REGISTRAR_PORT = 5070
 @contextmanager
 def configured(node: Node, text: str) -> Iterator[Node]:
     """The node up with this configuration; as before afterwards."""
-    path = Path(f"/etc/netns/{node.namespace}/dnat/dnat.toml")
+    path = node.dnat_toml
     before = path.read_text() if path.exists() else None
     path.parent.mkdir(parents=True, exist_ok=True)
     node.dnatctl("down")

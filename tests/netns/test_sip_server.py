@@ -175,7 +175,7 @@ def test_guessing_locks_out_the_guesser_alone(sip_lab: Lab) -> None:
 
 def _set(sip: Node, before: str, after: str) -> None:
     """Change the node's configuration, and start with it."""
-    path = Path(f"/etc/netns/{sip.namespace}/dnat/dnat.toml")
+    path = sip.dnat_toml
     text = path.read_text()
     assert before in text
     path.write_text(text.replace(before, after))

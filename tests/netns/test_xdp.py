@@ -31,7 +31,7 @@ def at_xdp(router: Node) -> dict[str, str | None]:
 
 def configure(router: Node, mode: str) -> None:
     """Start the router anew with another ``xdp`` in its configuration."""
-    path = Path("/etc/netns") / router.namespace / "dnat" / "dnat.toml"
+    path = router.dnat_toml
     lines = [line for line in path.read_text().splitlines() if not line.startswith("xdp")]
     path.write_text("\n".join([*lines, f'xdp = "{mode}"', ""]))
     router.dnatctl("down")

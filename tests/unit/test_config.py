@@ -45,7 +45,10 @@ def test_a_router_with_its_server() -> None:
             {"host": {"ephemeral_port": 3}},
             'host.ephemeral_port: there is no such key; did you mean "ephemeral_ports"?',
         ),
-        ({"host": {"colour": 3}}, "Allowed here: interface, server, authentication, ephemeral_ports, ephemeral_ports_max"),
+        (
+            {"host": {"colour": 3}},
+            "Allowed here: interface, server, authentication, ephemeral_ports, ephemeral_ports_max",
+        ),
         (
             {"host": {"ephemeral_ports": 0}},
             "host.ephemeral_ports: 0 is not allowed; write a whole number from 1 to 4096",
