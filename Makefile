@@ -69,8 +69,8 @@ load: setup ## 200 calls at once, 500 calls a second, and what a call costs the 
 load-short: setup ## the same with few calls: none may fail (root, 40 s)
 	@$(PY) -m pytest tests/load
 
-packaging: setup ## wheel, systemd units, manual pages
-	@$(PY) -m pytest tests/install --ignore tests/install/test_clean_root.py
+packaging: setup ## wheel, systemd units, manual pages; beside NetworkManager, dhcpcd and Docker (root)
+	@$(PY) -m pytest tests/install --ignore tests/install/test_clean_root.py -n 2 --dist loadfile
 
 install-test: setup ## the Debian package on clean Debian roots (root, a few minutes)
 	@$(PY) -m pytest tests/install/test_clean_root.py
