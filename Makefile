@@ -84,8 +84,8 @@ fuzz: setup ## look for octets that no reader survives, FUZZ_SECONDS for each re
 	@$(PY) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore -e '.[fuzz]'
 	@tests/fuzz/fuzz.sh $(PY) $(FUZZ_SECONDS)
 
-packaging: setup ## wheel, systemd units, manual pages
-	@$(PY) -m pytest tests/install --ignore tests/install/test_clean_root.py
+packaging: setup ## wheel, systemd units, manual pages; beside NetworkManager, dhcpcd and Docker (root)
+	@$(PY) -m pytest tests/install --ignore tests/install/test_clean_root.py -n 2 --dist loadfile
 
 install-test: setup ## the Debian package on clean Debian roots (root, a few minutes)
 	@$(PY) -m pytest tests/install/test_clean_root.py

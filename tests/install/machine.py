@@ -15,10 +15,12 @@ ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 
 INIT = """
 import os, signal, subprocess, sys
-root = sys.argv[1]
+root, *binds = sys.argv[1:]
 for kind, where in (("proc", "proc"), ("sysfs", "sys"), ("tmpfs", "run"), ("tmpfs", "tmp")):
     subprocess.run(["mount", "-t", kind, kind, f"{root}/{where}"], check=True)
-subprocess.run(["mount", "--rbind", "/dev", f"{root}/dev"], check=True)
+for path in ("/dev", *binds):
+    os.makedirs(root + path, exist_ok=True)
+    subprocess.run(["mount", "--rbind", path, root + path], check=True)
 os.chroot(root)
 os.chdir("/")
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # orphans are reaped by the kernel
@@ -29,10 +31,16 @@ while True:
 
 
 class Machine:
-    """Runs from ``start`` to ``stop``; what it writes goes to a layer of its own above ``lower``."""
+    """Runs from ``start`` to ``stop``; what it writes goes to a layer of its own above ``lower``.
 
-    def __init__(self, name: str, lower: tuple[Path, ...], work: Path, namespace: str) -> None:
+    It sees the directories ``binds`` of this machine, too, where they are here.
+    """
+
+    def __init__(
+        self, name: str, lower: tuple[Path, ...], work: Path, namespace: str, binds: tuple[Path, ...] = ()
+    ) -> None:
         self.name = name
+        self._binds = binds
         self.root, self.upper = work / name / "root", work / name / "upper"
         self._lower, self._scratch, self._namespace = lower, work / name / "scratch", namespace
         self._init: subprocess.Popen[str]
@@ -44,7 +52,8 @@ class Machine:
         options = f"lowerdir={layers},upperdir={self.upper},workdir={self._scratch}"
         subprocess.run(["mount", "-t", "overlay", "-o", options, "test-root", self.root], check=True)
         command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", sys.executable, "-c", INIT, str(self.root)]
-        self._init = netns.popen(command, self._namespace, stdout=subprocess.PIPE, text=True)
+        command += map(str, self._binds)
+        self._init = netns.popen(command, self._namespace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self._init.stdout is not None
         assert self._init.stdout.readline() == "ready\n"
         children = Path(f"/proc/{self._init.pid}/task/{self._init.pid}/children").read_text().split()
@@ -53,9 +62,8 @@ class Machine:
 
     def stop(self) -> None:
         os.kill(self._pid, signal.SIGKILL)
-        self._init.wait(10)
-        assert self._init.stdout is not None
-        self._init.stdout.close()
+        # unshare has a word to say about that.
+        self._init.communicate(timeout=10)
         deadline = time.monotonic() + 10
         while subprocess.run(["umount", self.root], check=False, capture_output=True).returncode:
             assert time.monotonic() < deadline, f"{self.root} stays busy"
@@ -76,6 +84,10 @@ class Machine:
         said = f"{self.name}: {' '.join(command)} exited {done.returncode}: {done.stdout}"
         assert code is None or done.returncode == code, said
         return done.stdout
+
+    def alive(self, pid: str) -> bool:
+        """Whether a process of the machine's numbering is there."""
+        return self.run("sh", "-c", f"kill -0 {pid} 2> /dev/null && echo yes", code=None) != ""
 
     def files(self) -> dict[str, tuple[int, str]]:
         """Every file of its own file system: mode, and size or where a link leads."""

@@ -57,7 +57,9 @@ def read_packets(path: Path) -> Iterator[Packet]:
         try:
             # scapy leaves a file open that turns out to be no capture.
             reader = RawPcapReader(stack.enter_context(path.open("rb")))
-        except (OSError, EOFError, Scapy_Exception) as error:
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+        except (EOFError, Scapy_Exception) as error:
             raise UsageError(f"{path} is no capture file: {error}") from error
         link = getattr(reader, "linktype", None)
         if link not in (LINK_ETHERNET, LINK_RAW, LINK_IPV4):

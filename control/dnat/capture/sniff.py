@@ -85,7 +85,9 @@ def read(pcap: Path, say: Callable[[str], None]) -> None:
         try:
             # scapy leaves a file open that turns out to be no capture.
             reader = PcapReader(stack.enter_context(pcap.open("rb")))
-        except (OSError, EOFError, Scapy_Exception) as error:
+        except OSError as error:
+            raise UsageError(f"{pcap} cannot be read: {error.strerror}") from None
+        except (EOFError, Scapy_Exception) as error:
             raise UsageError(f"{pcap} is no capture file: {error}") from error
         for packet in reader:
             if (line := describe(packet)) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 
@@ -10,7 +11,7 @@ import click
 
 from dnat import __version__
 from dnat.cli.console import coloured
-from dnat.errors import DnatError
+from dnat.errors import DnatError, PlatformError
 
 _COMMANDS = {
     "init": ("dnat.cli.init", "init"),
@@ -69,8 +70,11 @@ def dnatctl() -> None:
 
 def main() -> None:
     """Entry point: turns errors into one sentence and an exit code."""
+    _complete_streams()
     try:
-        sys.exit(dnatctl.main(standalone_mode=False))
+        code = dnatctl.main(standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -79,12 +83,39 @@ def main() -> None:
     except DnatError as error:
         _fail(str(error), error.exit_code)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _say_no_more()
         sys.exit(141)
+    except OSError as error:
+        if os.environ.get("DNAT_DEBUG"):
+            raise
+        # What else can fail is caught where it is done, and named.
+        _say_no_more()
+        where = error.filename or "the output"
+        _fail(f"{where} cannot be written: {error.strerror}", PlatformError.exit_code)
     except Exception as error:
         if os.environ.get("DNAT_DEBUG"):
             raise
         _fail(f"internal error: {type(error).__name__}: {error} (DNAT_DEBUG=1 shows where)", 70)
+
+
+def _complete_streams() -> None:
+    """Whoever closed standard output wants to read nothing; but no file may be opened in its place and written to."""
+    while (spare := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(spare, True)
+    os.close(spare)
+    # Python has none where they were closed.
+    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Of a terminal that has no ✓.
+            stream.reconfigure(errors="replace")
+
+
+def _say_no_more() -> None:
+    """Python writes out what is left when it ends, and would complain again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from dnat.errors import UsageError
+from dnat.errors import PlatformError, UsageError
 
 
 @click.command()
@@ -52,8 +52,11 @@ def capture(
     assert interface is not None
     # Whoever ends it, the last packets reach the file.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    click.echo(f"capturing on {interface}; Ctrl-C ends it", err=True)
-    dropped = sniff.watch(interface, click.echo, pcap=pcap, seconds=seconds, count=count)
+
+    def ready() -> None:
+        click.echo(f"capturing on {interface}; Ctrl-C ends it", err=True)
+
+    dropped = sniff.watch(interface, click.echo, pcap=pcap, seconds=seconds, count=count, ready=ready)
     if dropped:
         click.echo(f"the kernel had to drop {dropped} packets from {pcap}", err=True)
 
@@ -70,7 +73,10 @@ def _draw(source: Path, wanted: str, ladder: Path, shared: tuple[str, ...]) -> N
     except ValueError as error:
         raise UsageError(f"--shared: {error}") from None
     calls = call_ladder.choose(read_traffic(source), wanted)
-    ladder.write_text(call_ladder.draw(calls, addresses), encoding="utf-8")
+    try:
+        ladder.write_text(call_ladder.draw(calls, addresses), encoding="utf-8")
+    except OSError as error:
+        raise PlatformError(f"{ladder} cannot be written: {error.strerror}") from None
     for one in calls:
         click.echo(f"{one.call_id}: {call_ladder.title(one)}, {len(one.messages)} messages")
         for stream in one.streams:

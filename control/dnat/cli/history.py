@@ -8,11 +8,11 @@ import re
 import sys
 import time
 from datetime import datetime
-from ipaddress import IPv4Address
 from typing import Any
 
 import click
 
+from dnat.cli import words
 from dnat.client import Client
 from dnat.errors import UsageError
 from dnat.instance import Instance
@@ -36,11 +36,11 @@ def whois(endpoint: str, at: str | None, protocol: str | None, output: str) -> N
     Example:  sudo dnatctl whois 198.51.100.1:40012 --at 2026-11-22T10:00
     """
     found = _ENDPOINT.fullmatch(endpoint)
-    address, port = _address(found["address"] if found else endpoint), int(found["port"]) if found else 0
-    if not 1 <= port <= 65535:
+    port = int(found["port"]) if found else 0
+    if found is None or not 1 <= port <= 65535:
         raise UsageError(f'"{endpoint}" is no address and port; write them as 198.51.100.1:40012')
     moment = _moment(at) if at else time.time()
-    rows = _ask(since=moment, until=moment, address=address, port=port)
+    rows = _ask(since=moment, until=moment, address=words.address(found["address"]), port=port)
     if protocol:
         rows = [row for row in rows if row["protocol"] in ("any", protocol)]
     if output == "json":
@@ -66,7 +66,7 @@ def history(since: str | None, until: str | None, address: str | None, output: s
     rows = _ask(
         since=_moment(since) if since else 0.0,
         until=_moment(until) if until else None,
-        address=_address(address) if address else None,
+        address=words.address(address) if address else None,
         port=None,
     )
     if output == "json":
@@ -85,17 +85,12 @@ def _ask(**parameters: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def _address(text: str) -> str:
-    try:
-        return str(IPv4Address(text))
-    except ValueError:
-        raise UsageError(f'"{text}" is no IPv4 address; write it as 198.51.100.1') from None
-
-
 def _moment(text: str) -> float:
     try:
-        return datetime.fromisoformat(text).timestamp()
-    except ValueError:
+        moment = datetime.fromisoformat(text).timestamp()
+        _iso(moment)
+        return moment
+    except (ValueError, OverflowError):
         raise UsageError(f'"{text}" is no time; write it as 2026-11-22T10:00 or 2026-11-22T10:00:00+01:00') from None
 
 

@@ -103,4 +103,5 @@ def _write(path: Path, text: str) -> None:
         new.write_text(text, encoding="utf-8")
         new.replace(path)
     except OSError as error:
-        raise PlatformError(f"{path} cannot be written: {error.strerror}; run this with sudo") from None
+        advice = "; run this with sudo" if isinstance(error, PermissionError) else ""
+        raise PlatformError(f"{path} cannot be written: {error.strerror}{advice}") from None

@@ -37,7 +37,7 @@ def add(name: str, host_id: str | None, output: str) -> None:
 
 
 @key.command()
-@click.argument("file", type=click.File("r"), default="-")
+@click.argument("file", type=click.File("rb"), default="-")
 def install(file: Any) -> None:
     """Take up the key in FILE, or from standard input, as this host's. (host)
 
@@ -47,9 +47,9 @@ def install(file: Any) -> None:
     from dnat.system.netns import require_root
 
     require_root()
-    if file is sys.stdin and sys.stdin.isatty():
+    if file.fileno() == sys.stdin.fileno() and file.isatty():
         click.echo("paste the key, then Enter: ", nl=False, err=True)
-    text = file.readline()
+    text = file.read(4096).partition(b"\n")[0].decode(errors="replace")
     parsed = key_file.from_text(text)
     try:
         _call("key_install", text=text)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from dnat import config as configuration
-from dnat.cli import lifecycle
+from dnat.cli import lifecycle, words
 from dnat.client import Client
 from dnat.errors import UsageError
 from dnat.instance import Instance
@@ -31,8 +31,10 @@ def invalidate(leases: tuple[str, ...], hosts: tuple[str, ...], everything: bool
     """
     if not (leases or hosts or everything):
         raise UsageError("say what to take back: leases or ports, --host ADDRESS, or --all")
+    named = [text if words.is_lease_identifier(text) else str(words.ports(text)) for text in leases]
+    holders = [words.address(text) for text in hosts]
     with Client(Instance.current().socket) as client:
-        answer = client.call("invalidate", leases=list(leases), hosts=list(hosts), everything=everything, reason=reason)
+        answer = client.call("invalidate", leases=named, hosts=holders, everything=everything, reason=reason)
     click.echo(f"{answer['leases']} leases were taken back")
     for taken in answer["taken"]:
         click.echo(f"  {taken['host']}: {taken['address']}:{PortRange(taken['first'], taken['last'])}")
@@ -49,8 +51,9 @@ def drain(addresses: tuple[str, ...], off: bool) -> None:
     Without ADDRESS: grant nothing new; hosts keep what they have, and it is renewed. With external addresses:
     move every host from them to the others. Ends with --off, or when the daemon ends.
     """
+    named = [words.address(text) for text in addresses]
     with Client(Instance.current().socket) as client:
-        answer = client.call("drain", addresses=list(addresses), off=off)
+        answer = client.call("drain", addresses=named, off=off)
     moved = f"{answer['leases']} leases were taken back; " if addresses else ""
     click.echo(f"{moved}{answer['summary']}")
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from typing import Any
 
 import click
 
+from dnat.cli import words
 from dnat.cli.show import NEVER
 from dnat.client import Client
 from dnat.errors import UsageError
 from dnat.instance import Instance
 from dnat.types import Parity, PortRange, Protocol
-
-_IDENTIFIER = re.compile(r"[0-9a-fA-F]{16}")
 
 _output = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 
@@ -41,7 +39,7 @@ def wished(count: int | None, specific: str | None, **others: Any) -> dict[str, 
     """The options as parameters of the local API. Raises UsageError."""
     if count is not None and specific is not None:
         raise UsageError("--ports asks for a number of ports, --port for particular ones: use one of them")
-    wanted = _range(specific) if specific is not None else None
+    wanted = words.ports(specific) if specific is not None else None
     return {"count": len(wanted) if wanted else count or 1, "first": wanted.first if wanted else None, **others}
 
 
@@ -74,8 +72,8 @@ def release(leases: tuple[str, ...], output: str) -> None:
     \b
     Example:  sudo dnatctl release 5060
     """
-    ids = [text for text in leases if _IDENTIFIER.fullmatch(text)]
-    ports = [str(_range(text)) for text in leases if text not in ids]
+    ids = [text for text in leases if words.is_lease_identifier(text)]
+    ports = [str(words.ports(text)) for text in leases if text not in ids]
     with Client(Instance.current().socket) as client:
         answer = client.call("release", ids=ids, ports=ports)
     if output == "json":
@@ -89,10 +87,3 @@ def _lease_text(lease: dict[str, Any]) -> str:
     ports = PortRange(lease["first"], lease["last"])
     left = "never expires" if lease["expires_in"] > NEVER else f"expires in {lease['expires_in']} s"
     return f"{lease['address']}:{ports} ({lease['protocol']}, {left})"
-
-
-def _range(text: str) -> PortRange:
-    try:
-        return PortRange.parse(text)
-    except ValueError:
-        raise UsageError(f'"{text}" is neither a port nor a range of ports, as 5060 or 20000-20009') from None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from dnat.client import Client
 from dnat.errors import PlatformError, UsageError
 from dnat.instance import Instance
 from dnat.types import PortRange
+
+_NO_USER = re.compile(r"[\s/@:;<>]")
 
 
 @click.command()
@@ -57,11 +61,20 @@ def provision(
     from dnat.sip import certificate
     from dnat.sip import provision as phones
 
+    if _NO_USER.search(user) or not user:
+        raise UsageError(f'"{user}" is no user of a SIP server: a name without spaces and without any of / @ : ; < >')
+    if server is not None:
+        _server(server, transport)
     if password is None:
+        if not sys.stdin.isatty():
+            raise UsageError("there is nobody to ask for the password: give it in DNAT_SIP_PASSWORD")
         password = click.prompt("Password", hide_input=True, err=True)
     place = (directory or Path.home() / ".dnat" / f"{phone}-{user}").absolute()
-    place.mkdir(parents=True, exist_ok=True)
-    place.chmod(0o700)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        place.chmod(0o700)
+    except OSError as error:
+        raise PlatformError(f"{place} cannot be made: {error.strerror}; name another with --directory") from None
     lease = _block(place / "lease.json", phones.SIP_PORTS + 2 * calls, lifetime)
     host, port = _server(server or lease["address"], transport)
     account = phones.PhoneAccount(
@@ -144,9 +157,12 @@ def _server(text: str, transport: str) -> tuple[str, int]:
 
 def _write(path: Path, text: str) -> None:
     """Passwords are in it."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise PlatformError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _serve(place: Path, names: list[str], port: int) -> None:

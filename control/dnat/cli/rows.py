@@ -22,7 +22,7 @@ def select(
     known = {key for name in sections for key in _keys(document[name])} | {"port"}
     for key in [key for key, _ in parsed] + ([sort.removeprefix("-")] if sort else []):
         if key not in known and known != {"port"}:
-            raise UsageError(f"there is no column {key} here; there are: {', '.join(sorted(known))}")
+            raise UsageError(f'there is no column "{key}" here; there are: {", ".join(sorted(known))}')
     chosen = dict(document)
     for name in sections:
         rows = document[name]
@@ -42,7 +42,7 @@ def select(
 
 def _parse(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
-    if not equals or not key:
+    if not equals or not key or (key == "port" and not value.isdecimal()):
         raise UsageError(f'"{text}" is no filter; write it as protocol=udp or port=5060')
     return key, value
 

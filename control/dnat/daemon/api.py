@@ -125,11 +125,12 @@ class ApiServer:
             return _refusal(DnatError(f"internal error, see the daemon's log: {error}"))
 
     async def _call(self, name: str, parameters: dict[str, Any], session: Session) -> Any:
+        said = name.replace("_", " ")
         if name in self._writers and not session.is_root:
-            raise PlatformError(f'"{name}" is for root: run this with sudo')
+            raise PlatformError(f'"{said}" is for root: run this with sudo')
         if name in self._programs and not session.belongs_to(self._group):
             raise PlatformError(
-                f'"{name}" is for root and for members of the group "{self._group}" (api.group in dnat.toml);'
+                f'"{said}" is for root and for members of the group "{self._group}" (api.group in dnat.toml);'
                 f" to make a user one: usermod -aG {self._group} USER (docs/api.md)"
             )
         if method := self._readers.get(name) or self._writers.get(name):

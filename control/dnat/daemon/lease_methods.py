@@ -65,7 +65,7 @@ class LeaseMethods:
     def _need_server(self) -> ServerRole:
         server = self._server()
         if server is None:
-            raise UsageError('leases are taken back on the machine with the role "server"')
+            raise UsageError('that is a matter of the machine with the role "server": run this there')
         return server
 
 
