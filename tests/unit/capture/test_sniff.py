@@ -104,6 +104,6 @@ def test_a_file_is_read(scene: Scene, tmp_path: Path) -> None:
     assert len(said) == 1 and "SIP BYE" in said[0]
 
 
-def test_a_file_that_is_no_capture_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no capture file"):
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="missing.pcap cannot be read: No such file"):
         sniff.read(tmp_path / "missing.pcap", print)
