@@ -13,7 +13,7 @@ done
 # Vagrant's own network keeps the way to the machine; the way to everywhere else is the lab's.
 ip route del default 2>/dev/null || true
 $python -m dnat.lab.machines "$node" "${interfaces[@]}" | sh -e
-[ -e /var/tmp/lab-routes ] || ip route show table all > /var/tmp/lab-routes
+[ -e /var/tmp/lab-routes ] || ip -4 route show table all > /var/tmp/lab-routes
 
 case $node in
     ext)

@@ -97,8 +97,8 @@ class Installed(Place):
 
     before: Mapping[str, set[str]]
     """The files of each node before the package was installed."""
-    routes: Mapping[str, str]
-    """And its routes."""
+    routes: Mapping[str, set[str]]
+    """And its routes of IPv4, which alone dnat touches."""
 
     def run(self, node: str, *argv: str, code: int | None = 0, data: str = "", seconds: float = 0) -> Said:
         try:
@@ -112,7 +112,7 @@ class Installed(Place):
     def install(self, package: Path) -> None:
         """Install, configure and start everywhere."""
         self.before = {node: self.files(node) for node in self.nodes}
-        self.routes = {node: self.run(node, "ip", "route", "show", "table", "all").out for node in self.nodes}
+        self.routes = {node: self.ipv4_routes(node) for node in self.nodes}
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda node: self._install(node, package), self.nodes))
         router = self.topology.node("router").configuration
@@ -129,6 +129,9 @@ class Installed(Place):
 
     def _install(self, node: str, package: Path) -> None:
         self.run(node, "dpkg", "-i", str(package), seconds=600)
+
+    def ipv4_routes(self, node: str) -> set[str]:
+        return set(self.run(node, "ip", "-4", "route", "show", "table", "all").out.splitlines())
 
     def files(self, node: str) -> set[str]:
         """Everything in the root file system: path, mode, size or target."""
@@ -180,7 +183,7 @@ class Vagrant(Installed):
         names = [line.split()[1] for line in done.splitlines() if line.startswith("Host ")]
         super().__init__(Topology(phones=2), names)
         self.before = {node: set(self.run(node, "cat", "/var/tmp/lab-files").out.splitlines()) for node in names}
-        self.routes = {node: self.run(node, "cat", "/var/tmp/lab-routes").out for node in names}
+        self.routes = {node: set(self.run(node, "cat", "/var/tmp/lab-routes").out.splitlines()) for node in names}
         for node in ("router", *self.hosts):
             self.eventually(node, "dnatctl", "status", what="dnat is up")
 
