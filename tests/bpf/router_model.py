@@ -15,7 +15,6 @@ from ipaddress import IPv4Address, IPv4Network
 
 from host_model import DROP, PASS, REDIRECT, Parsed, need, parse, residue
 
-TAKEN = 4
 _ETHERNET, _MTU, _QUOTE = 14, 1500, 548
 _HELD = range(34, 1537)
 """Octets of a frame that may be held."""
@@ -119,7 +118,7 @@ class RouterModel:
                 return self._stays(DROP, "drop_fragment_no_room")
             known = self.datagrams.setdefault(key, Datagram(awaited=True))
             known.held += 1
-            return self._stays(TAKEN, "router_fragment_held")
+            return self._stays(DROP, "router_fragment_held")
         payload, offset = self._extent()
         if known.conflict or offset < known.first:
             return self._stays(DROP, "drop_fragment_overlap")
@@ -141,7 +140,7 @@ class RouterModel:
             return False
         self.datagrams[key] = following
         if known and known.awaited and self._program != "router_loop":
-            need(self._now[1] == TAKEN, "the first fragment enters again before those that waited")
+            need(self._now[1] == DROP, "the first fragment enters again before those that waited")
             self.counted["router_fragment_released"] += known.held
             return False
         return True

@@ -37,8 +37,8 @@ static __always_inline void *packet_end(const struct __sk_buff *skb)
 	return (void *)(long)skb->data_end;
 }
 
-/* Packets of AF_PACKET rings and of some drivers keep their headers outside of the linear part. What TCP sends
- * keeps its payload there, and is left so: a pull copies the buffer. */
+/* Packets of AF_PACKET rings and of some drivers keep their headers outside of the linear part. What TCP
+ * sends keeps its payload there, and is left so: a pull copies the buffer. */
 static __always_inline void make_linear(struct __sk_buff *skb, __u32 octets)
 {
 	__u32 wanted = skb->len < octets ? skb->len : octets;
