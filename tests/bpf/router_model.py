@@ -9,7 +9,7 @@ address of the receiver where the programs wrote it themselves.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 
@@ -56,6 +56,10 @@ class RouterModel:
     """Of hosts, as far as they are known."""
     says: Mapping[str, bytes]
     """The router's address in ICMP errors, by the program that they answer."""
+    held: Callable[[], int]
+    """Fragments that the router says it has held so far. Where one finds no room depends on a hash of its source, and on
+    nothing that the verdict says.
+    """
     datagrams: dict[tuple[bytes, ...], Datagram] = field(default_factory=dict)
     counted: Counter[str] = field(default_factory=Counter)
 
@@ -108,13 +112,13 @@ class RouterModel:
 
     def _follow(self, key: tuple[bytes, ...]) -> str | None:
         """Where a later fragment goes; None: it goes nowhere, which has been judged."""
-        frame, verdict, _, _ = self._now
+        frame = self._now[0]
         known = self.datagrams.get(key)
         if known is None or known.awaited:
             if self._program == "router_loop":
                 return self._stays(DROP, "drop_fragment_unknown")
             full = sum(one.held for one in self.datagrams.values()) >= _SLOTS
-            if len(frame) not in _HELD or (full and verdict == DROP):
+            if len(frame) not in _HELD or (full and self.held() == self.counted["router_fragment_held"]):
                 return self._stays(DROP, "drop_fragment_no_room")
             known = self.datagrams.setdefault(key, Datagram(awaited=True))
             known.held += 1
