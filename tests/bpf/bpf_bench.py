@@ -25,7 +25,7 @@ from dnat.dataplane.loader import program_pin
 from dnat.dataplane.router import RouterPlane
 from dnat.types import Owner, PortRange, Protocol
 
-PASS, DROP, TAKEN, REDIRECT = -1, 2, 4, 7
+PASS, DROP, REDIRECT = -1, 2, 7
 
 EXTERNAL = "198.51.100.1"
 OTHER_EXTERNAL = "198.51.100.2"

@@ -19,6 +19,7 @@ from dnat.system import netns
 LINKS: dict[str, dict[str, Any]] = {
     "offloads": {},
     "no offloads": {"offloads": False},
+    "filters": {"filters": True},
     "jumbo": {"mtu": 9000},
     "no link addresses": {"tun": True},
     "no link addresses or offloads": {"tun": True, "offloads": False},

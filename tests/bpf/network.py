@@ -35,10 +35,17 @@ class Network:
     """The namespaces, their interfaces and the planes; ``external`` is shared by hosts ``a`` and ``b``."""
 
     def __init__(
-        self, *, own: bool, offloads: bool = True, vlan: int | None = None, mtu: int = 1500, tun: bool = False
+        self,
+        *,
+        own: bool,
+        offloads: bool = True,
+        vlan: int | None = None,
+        mtu: int = 1500,
+        tun: bool = False,
+        filters: bool = False,
     ) -> None:
         """With ``vlan``, every node but the switch sits on tagged links; ``mtu`` is every link's; ``tun``: the WAN has
-        no link addresses.
+        no link addresses; ``filters``: there were filters of ours before, as on a kernel without tcx.
         """
         self.external = OWN_EXTERNAL if own else EXTERNAL
         self.own = own
@@ -46,6 +53,7 @@ class Network:
         self.offloads = offloads
         self._vlan = vlan
         self._tun = tun
+        self._filters = filters
         self._tun_wire: TunWire | None = None
         self.mtu = mtu
         self._planes: list[HostPlane | RouterPlane] = []
@@ -174,10 +182,10 @@ class Network:
                 for node in ADDRESSES
                 for ports in (OWN_PORTS[node], POOLS[node])
             )
-            _attach(pins["router"], ("router_wan_l3" if self._tun else "router_wan", "wan", "ingress"))
-            _attach(pins["router"], ("router_lan", "lan", "ingress"))
+            self._attach("router", "router_wan_l3" if self._tun else "router_wan", "wan", "ingress")
+            self._attach("router", "router_lan", "lan", "ingress")
             if self.own:
-                _attach(pins["router"], ("router_loop", "lo", "egress"))
+                self._attach("router", "router_loop", "lo", "egress")
             for address in ADDRESSES.values():
                 self.run("router", f"ping -qc1 -W2 {address}")
             assert self.router.learn_macs() == len(ADDRESSES)
@@ -191,9 +199,22 @@ class Network:
     def attach_host(self, node: str) -> None:
         """Put the programs of a host in their places."""
         with self.inside(node):
-            _attach(self._pins[node], ("host_out", "eth0", "egress"))
-            _attach(self._pins[node], ("host_in", "eth0", "ingress"))
-            _attach(self._pins[node], ("host_loop", "lo", "egress"))
+            self._attach(node, "host_out", "eth0", "egress")
+            self._attach(node, "host_in", "eth0", "ingress")
+            self._attach(node, "host_loop", "lo", "egress")
+
+    def detach(self, node: str, interface: str, direction: attach.Direction) -> None:
+        """Take a program from its place."""
+        with self.inside(node):
+            attach.detach(interface, direction, pins=self._pins[node], clsact_added=False)
+
+    def _attach(self, node: str, program: str, interface: str, direction: attach.Direction) -> None:
+        pin = loader.program_pin(self._pins[node], program)
+        if self._filters:
+            number = f"pref {attach.PRIORITY} handle {attach.HANDLE} protocol all"
+            self.run(node, f"tc qdisc replace dev {interface} clsact")
+            self.run(node, f"tc filter replace dev {interface} {direction} {number} bpf da pinned {pin}")
+        attach.attach(interface, direction, pin, program)
 
     def close(self) -> None:
         for plane in self._planes:
@@ -202,8 +223,3 @@ class Network:
             self._tun_wire.close()
         for node in NODES:
             netns.delete(self._name(node))
-
-
-def _attach(pins: Path, hook: tuple[str, str, attach.Direction]) -> None:
-    program, interface, direction = hook
-    attach.attach(interface, direction, loader.program_pin(pins, program), program)

@@ -9,13 +9,12 @@ address of the receiver where the programs wrote it themselves.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 
 from host_model import DROP, PASS, REDIRECT, Parsed, need, parse, residue
 
-TAKEN = 4
 _ETHERNET, _MTU, _QUOTE = 14, 1500, 548
 _HELD = range(34, 1537)
 """Octets of a frame that may be held."""
@@ -57,6 +56,10 @@ class RouterModel:
     """Of hosts, as far as they are known."""
     says: Mapping[str, bytes]
     """The router's address in ICMP errors, by the program that they answer."""
+    held: Callable[[], int]
+    """Fragments that the router says it has held so far. Where one finds no room depends on a hash of its source, and on
+    nothing that the verdict says.
+    """
     datagrams: dict[tuple[bytes, ...], Datagram] = field(default_factory=dict)
     counted: Counter[str] = field(default_factory=Counter)
 
@@ -109,17 +112,17 @@ class RouterModel:
 
     def _follow(self, key: tuple[bytes, ...]) -> str | None:
         """Where a later fragment goes; None: it goes nowhere, which has been judged."""
-        frame, verdict, _, _ = self._now
+        frame = self._now[0]
         known = self.datagrams.get(key)
         if known is None or known.awaited:
             if self._program == "router_loop":
                 return self._stays(DROP, "drop_fragment_unknown")
             full = sum(one.held for one in self.datagrams.values()) >= _SLOTS
-            if len(frame) not in _HELD or (full and verdict == DROP):
+            if len(frame) not in _HELD or (full and self.held() == self.counted["router_fragment_held"]):
                 return self._stays(DROP, "drop_fragment_no_room")
             known = self.datagrams.setdefault(key, Datagram(awaited=True))
             known.held += 1
-            return self._stays(TAKEN, "router_fragment_held")
+            return self._stays(DROP, "router_fragment_held")
         payload, offset = self._extent()
         if known.conflict or offset < known.first:
             return self._stays(DROP, "drop_fragment_overlap")
@@ -141,7 +144,7 @@ class RouterModel:
             return False
         self.datagrams[key] = following
         if known and known.awaited and self._program != "router_loop":
-            need(self._now[1] == TAKEN, "the first fragment enters again before those that waited")
+            need(self._now[1] == DROP, "the first fragment enters again before those that waited")
             self.counted["router_fragment_released"] += known.held
             return False
         return True

@@ -16,7 +16,6 @@ from bpf_bench import (
     PASS,
     REDIRECT,
     REMOTE,
-    TAKEN,
     Case,
     RouterBench,
     ether,
@@ -34,7 +33,7 @@ def moved(says: str, packet: Packet, counted: str) -> Case:
 
 
 def held(says: str, packet: Packet) -> Case:
-    return Case(says, packet, TAKEN, "router_fragment_held")
+    return Case(says, packet, DROP, "router_fragment_held")
 
 
 def fragments(port_first: int, port_second: int, mac: str = MAC_A, **addresses: str) -> list[Packet]:
@@ -148,7 +147,7 @@ def test_room_is_free_again_after_a_while(router: RouterBench) -> None:
         router.check("router_wan", held("there is room", packet))
     expire_waiting(router)
     # The one that gives way is counted now: its first one never came.
-    late = Case("in place of one", packets[-1], TAKEN, "router_fragment_held", also=("drop_fragment_unknown",))
+    late = Case("in place of one", packets[-1], DROP, "router_fragment_held", also=("drop_fragment_unknown",))
     router.check("router_wan", late)
     assert len(waiting(router)) == abi.WAITING_SLOTS
 
@@ -228,5 +227,5 @@ def test_the_first_fragment_frees_those_that_waited(router: RouterBench) -> None
     for packet in (last, middle):
         router.check("router_wan", held("early", packet))
     outcome = router.run("router_wan", first)
-    assert (outcome.verdict, outcome.counted) == (TAKEN, {"router_fragment_released": 2})
+    assert (outcome.verdict, outcome.counted) == (DROP, {"router_fragment_released": 2})
     assert waiting(router) == []

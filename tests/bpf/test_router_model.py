@@ -149,6 +149,7 @@ class Subject:
             for port in range(owner.ports.first, owner.ports.last + 1)
             for port_class in abi.CLASSES_OF[owner.protocol]
         }
+        before = plane.counters()["router_fragment_held"]
         return RouterModel(
             externals={_packed(EXTERNAL): False, _packed(OWN_EXTERNAL): True},
             local=frozenset({_packed(ROUTER), _packed(OWN_EXTERNAL)}),
@@ -156,6 +157,7 @@ class Subject:
             owners=owners,
             macs={HOST_A: mac(MAC_A), HOST_B: mac(MAC_B)},
             says={"router_wan": _packed(OWN_EXTERNAL), "router_lan": _packed(ROUTER)},
+            held=lambda: plane.counters()["router_fragment_held"] - before,
         )
 
     def allow_errors(self) -> None:

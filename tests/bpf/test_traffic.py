@@ -98,7 +98,7 @@ def test_an_error_between_hosts_behind_one_address(network: Network) -> None:
 
 
 def test_a_host_that_sends_from_a_port_of_another_is_stopped_and_named(network: Network) -> None:
-    network.run("a", "tc filter del dev eth0 egress")
+    network.detach("a", "eth0", "egress")
     try:
         with network.socket("a", UDP, LISTENING) as thief, network.socket("ext", UDP, 7777) as outside:
             thief.sendto(b"stolen", (REMOTE, 7777))

@@ -5,12 +5,17 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from dnat.dataplane import attach, tcx
 from dnat.system import netns
+from dnat.system.paths import BPF_DIRECTORY
+
+DIRECTIONS: tuple[attach.Direction, ...] = ("ingress", "egress")
 
 
 def run(name: str, *argv: str, check: bool = True) -> str:
@@ -38,7 +43,7 @@ def snapshot(name: str) -> dict[str, str]:
             "nft list ruleset",
             "tc -d qdisc show",
         )
-    }
+    } | _at_tcx(name)
     for link in json.loads(run(name, "ip", "-j", "link", "show")):
         for direction in ("ingress", "egress"):
             command = f"tc filter show dev {link['ifname']} {direction}"
@@ -51,6 +56,31 @@ def snapshot(name: str) -> dict[str, str]:
                 except OSError:
                     continue
     return taken
+
+
+def _at_tcx(name: str) -> dict[str, str]:
+    """Programs at tcx, by the kernel's numbers."""
+    with netns.enter(name):
+        if not tcx.is_supported():
+            return {}
+        return {
+            f"tcx {direction} of {interface}": "".join(f"{number}\n" for number in tcx.programs(index, direction))
+            for index, interface in socket.if_nameindex()
+            for direction in DIRECTIONS
+        }
+
+
+def versions(name: str, *interfaces: str) -> set[str]:
+    """The programs of dnat on interfaces of a namespace, with the directory of their version."""
+    pins = BPF_DIRECTORY.joinpath(name).rglob("programs-*/*")
+    with netns.enter(name):
+        return {
+            f"{pin.parent.name}/{pin.name} on {interface}"
+            for pin in pins
+            for interface in interfaces
+            for direction in DIRECTIONS
+            if attach.runs(interface, direction, pin, f"dnat_{pin.name}:{pin.parent.name.removeprefix('programs-')}")
+        }
 
 
 def differences(before: dict[str, str], after: dict[str, str]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from call_judge import counts, streams
+from inside import versions
 from nodes import Lab, Node, eventually
 from sip_linphone import LinPhone
 from sip_phones import CallPhone, SipPhone
@@ -106,13 +107,8 @@ def test_calls_go_on_while_all_around_them_is_replaced(
 
 
 def _programs(node: Node) -> set[str]:
-    """What is attached to its interfaces, by names that carry the version."""
-    shown = "".join(
-        node.run("tc", "filter", "show", "dev", interface, direction).stdout
-        for interface in (("lan", "wan") if node.name == "router" else ("eth0",))
-        for direction in ("ingress", "egress")
-    )
-    return {word for word in shown.split() if word.startswith("dnat_")}
+    """What is attached to its interfaces, with the version."""
+    return versions(node.namespace, *(("lan", "wan") if node.name == "router" else ("eth0",)))
 
 
 def _impatient(phone: CallPhone) -> CallPhone:

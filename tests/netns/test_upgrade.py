@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from nodes import Lab, Node, eventually
+from inside import versions
+from nodes import Lab, eventually
 
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
 ECHO = 7
@@ -49,18 +50,10 @@ class Stream:
             thread.join()
 
 
-def program_names(phone: Node) -> set[str]:
-    """What is attached to the LAN interface, by the names that carry the version."""
-    shown = "".join(
-        phone.run("tc", "filter", "show", "dev", "eth0", direction).stdout for direction in ("ingress", "egress")
-    )
-    return {word for word in shown.split() if word.startswith("dnat_host")}
-
-
 def test_an_upgrade_under_load_loses_nothing(routed_lab: Lab, next_version: dict[str, str]) -> None:
     lab, phone = routed_lab, routed_lab["phone1"]
     target = (lab.ext, ECHO)
-    old = program_names(phone)
+    old = versions(phone.namespace, "eth0")
     with (
         phone.socket(UDP) as native,
         phone.socket(UDP, 4400) as translated,
@@ -74,14 +67,14 @@ def test_an_upgrade_under_load_loses_nothing(routed_lab: Lab, next_version: dict
             eventually(lambda: all(len(stream.received) > 50 for stream in streams), "traffic flows")
             bindings = {(b["protocol"], b["local_port"]): b["port"] for b in phone.call("show")["bindings"]}
             phone.replace(env=next_version)
-            new = program_names(phone)
+            new = versions(phone.namespace, "eth0")
             phone.replace()
             after = time.monotonic()
             eventually(lambda: time.monotonic() > after + 0.2, "some more traffic")
             client.sendall(b"still there")
             assert server.recv(100) == b"still there"
     assert new.isdisjoint(old) and len(new) == len(old) == 2
-    assert program_names(phone) == old
+    assert versions(phone.namespace, "eth0") == old
     for stream in streams:
         assert stream.sent > 100
         assert stream.received == set(range(stream.sent)), "not one was lost"

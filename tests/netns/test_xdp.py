@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from nodes import Lab, Node, eventually
 
-from dnat.dataplane import xdp
+from dnat.dataplane import tcx, xdp
 from dnat.system import netns
 
 UDP = socket.SOCK_DGRAM
@@ -63,12 +63,15 @@ def test_packets_take_the_short_cut(xdp_lab: Lab, foreign_program: Callable[[int
     # What passes XDP would meet this filter at TC, which drops everything.
     pin = foreign_program(SCHED_CLS, TC_ACT_SHOT)
     with netns.enter(router.namespace):
-        subprocess.run(f"tc filter add dev wan ingress pref 1 bpf da pinned {pin}".split(), check=True, timeout=20)
+        for command in ("tc qdisc replace dev wan clsact", f"tc filter add dev wan ingress pref 1 bpf da pinned {pin}"):
+            subprocess.run(command.split(), check=True, timeout=20)
     try:
         talk(xdp_lab)
         router.run("ping", "-c", "1", "-W", "1", xdp_lab.ext, code=1)
     finally:
         router.run("tc", "filter", "del", "dev", "wan", "ingress", "pref", "1")
+        if tcx.is_supported():
+            router.run("tc", "qdisc", "del", "dev", "wan", "clsact")
 
 
 def test_off_means_off(xdp_lab: Lab, router: Node) -> None:

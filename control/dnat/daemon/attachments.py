@@ -15,22 +15,26 @@ def ensure_attached(
 ) -> list[str]:
     """Have a role's pinned program, of our own sources, on an interface; returns what was changed, in words."""
     name = f"dnat_{program}:{loader.source_hash()}"
-    if attach.attached(interface, direction) == name:
+    pin = loader.program_pin(pins, program)
+    if attach.runs(interface, direction, pin, name):
         return []
     journal.add(
         KIND,
         f"{direction} of {interface}",
         interface=interface,
         direction=direction,
-        clsact_added=not attach.has_clsact(interface),
+        pins=str(pins),
+        clsact_added=attach.needs_clsact(interface),
     )
-    attach.attach(interface, direction, loader.program_pin(pins, program), name)
+    attach.attach(interface, direction, pin, name)
     return [f"attached {program} to {direction} of {interface}"]
 
 
 def undo(entry: Entry) -> None:
     """Handler of journal entries of this kind."""
-    attach.detach(entry.facts["interface"], entry.facts["direction"], clsact_added=entry.facts["clsact_added"])
+    facts = entry.facts
+    pins = Path(facts["pins"])
+    attach.detach(facts["interface"], facts["direction"], pins=pins, clsact_added=facts["clsact_added"])
 
 
 HANDLERS: dict[str, Handler] = {KIND: undo}

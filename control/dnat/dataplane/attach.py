@@ -1,5 +1,5 @@
-"""Programs on interfaces: clsact and direct-action filters of our own priority and handle, beside whatever
-else is there.
+"""Programs on interfaces: by tcx where the kernel has it, else clsact and direct-action filters of our own priority
+and handle, beside whatever else is there.
 
 Works in the network namespace that the caller is in. An interface without our filters is exactly as it was
 before the first one.
@@ -12,15 +12,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from dnat.dataplane import tcx
 from dnat.dataplane.bpf import object_get
 from dnat.errors import PlatformError, UsageError
 
-Direction = Literal["ingress", "egress"]
+Direction = tcx.Direction
 
 WITHOUT_LINK_ADDRESSES = "_l3"
 """Part of the names of programs for interfaces whose packets have no link addresses."""
@@ -45,9 +46,10 @@ def attach(ifname: str, direction: Direction, program_pin: Path, name: str) -> b
     """Put a pinned program on an interface, in place of our former one if there is one, without a packet in
     between.
 
-    ``name`` is what ``tc filter show`` calls it. Returns whether clsact had to be added: keep that for
-    ``detach``. Raises UsageError: no such interface; PlatformError: not Ethernet, no such pin, or the
-    kernel refuses.
+    The pin is one of ``ensure_loaded``. ``name`` is what ``tc filter show`` calls it, should it be a filter. A former
+    filter of ours is replaced by a filter, for no packet shall meet two programs. Returns whether clsact had to be
+    added: keep that for ``detach``. Raises UsageError: no such interface; PlatformError: not Ethernet, no such pin, or
+    the kernel refuses.
     """
     with IPRoute() as netlink:
         index = _index(netlink, ifname)
@@ -56,6 +58,9 @@ def attach(ifname: str, direction: Direction, program_pin: Path, name: str) -> b
         added = False
         try:
             with _refusals(f"cannot attach {name} to {ifname}"):
+                if _ours(netlink, index, direction) is None and tcx.is_supported():
+                    tcx.attach(index, direction, fd, _role_pins(program_pin))
+                    return False
                 if not _has_clsact(netlink, index):
                     netlink.tc("add", "clsact", index)
                     added = True
@@ -80,17 +85,18 @@ def attach(ifname: str, direction: Direction, program_pin: Path, name: str) -> b
         return added
 
 
-def detach(ifname: str, direction: Direction, *, clsact_added: bool) -> None:
+def detach(ifname: str, direction: Direction, *, pins: Path, clsact_added: bool) -> None:
     """Take our program off an interface. Does nothing when it, or the interface, is not there.
 
-    With ``clsact_added`` clsact goes too, unless a filter is left on it; so detach in the reverse order of
-    attaching.
+    ``pins`` are those of its role. With ``clsact_added`` clsact goes too, unless a filter is left on it; so detach in
+    the reverse order of attaching.
     """
     with IPRoute() as netlink:
         try:
             index = _index(netlink, ifname)
         except UsageError:
             return
+        tcx.detach(index, direction, pins)
         try:
             if _ours(netlink, index, direction) is not None:
                 netlink.tc(
@@ -109,18 +115,31 @@ def detach(ifname: str, direction: Direction, *, clsact_added: bool) -> None:
                 raise PlatformError(f"cannot detach from {ifname}: {os.strerror(error.code)}") from error
 
 
-def attached(ifname: str, direction: Direction) -> str | None:
-    """The name that our filter on an interface was attached with, or None. Raises UsageError: no such
-    interface.
+def runs(ifname: str, direction: Direction, program_pin: Path, name: str) -> bool:
+    """Whether the program of that pin is on an interface; of a filter, whether it was attached with that name.
+    Raises UsageError: no such interface.
     """
     with IPRoute() as netlink:
-        return _ours(netlink, _index(netlink, ifname), direction)
+        index = _index(netlink, ifname)
+        if _ours(netlink, index, direction) == name:
+            return True
+        if not program_pin.exists():
+            return False
+        fd = _open(program_pin)
+        try:
+            return tcx.runs(index, direction, fd, _role_pins(program_pin))
+        finally:
+            os.close(fd)
 
 
-def has_clsact(ifname: str) -> bool:
-    """Whether an interface has clsact, whoever put it there. Raises UsageError: no such interface."""
+def needs_clsact(ifname: str) -> bool:
+    """Whether to attach means to add clsact. Raises UsageError: no such interface."""
     with IPRoute() as netlink:
-        return _has_clsact(netlink, _index(netlink, ifname))
+        return not _has_clsact(netlink, _index(netlink, ifname)) and not tcx.is_supported()
+
+
+def _role_pins(program_pin: Path) -> Path:
+    return program_pin.parents[2]
 
 
 def _index(netlink: Any, ifname: str) -> int:
@@ -188,3 +207,5 @@ def _refusals(what: str) -> Iterator[None]:
         if error.code in (errno.ENOENT, errno.EOPNOTSUPP):
             raise PlatformError(f"{what}: this kernel lacks clsact or BPF filters (NET_CLS_BPF)") from error
         raise PlatformError(f"{what}: {os.strerror(error.code)}") from error
+    except OSError as error:
+        raise PlatformError(f"{what}: {error.strerror}") from error

@@ -41,8 +41,12 @@ class Command(enum.IntEnum):
     PROG_GET_FD_BY_ID = 13
     MAP_GET_FD_BY_ID = 14
     OBJ_GET_INFO_BY_FD = 15
+    PROG_QUERY = 16
     MAP_LOOKUP_BATCH = 24
     MAP_UPDATE_BATCH = 26
+    LINK_CREATE = 28
+    LINK_UPDATE = 29
+    LINK_DETACH = 34
 
 
 class MapType(enum.IntEnum):
@@ -104,10 +108,17 @@ def object_pin(fd: int, path: Path) -> None:
 
 def program_name(fd: int) -> str:
     """What the kernel calls a program; at most 15 letters."""
+    name: bytes = struct.unpack_from("=16s", object_info(fd), 64)[0]
+    return name.rstrip(b"\0").decode()
+
+
+def object_info(fd: int) -> bytes:
+    """What the kernel says of a program or a link: the first octets of ``struct bpf_prog_info`` or
+    ``struct bpf_link_info``.
+    """
     info = ctypes.create_string_buffer(128)
     bpf(Command.OBJ_GET_INFO_BY_FD, "IIQ", fd, len(info), ctypes.addressof(info))
-    name: bytes = struct.unpack_from("=16s", info.raw, 64)[0]
-    return name.rstrip(b"\0").decode()
+    return info.raw
 
 
 def map_create(kind: MapType, name: str, *, key_size: int, value_size: int, entries: int, inner_fd: int = 0) -> int:

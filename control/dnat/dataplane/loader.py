@@ -3,7 +3,7 @@
 Pins of one role: ``PINS/abi-N/maps/NAME``, the maps of one ABI number, and
 ``PINS/abi-N/programs-HASH/NAME``, the programs of one version of the sources. An upgrade with the same ABI
 number adopts the maps, with all that is in them, and replaces the programs; another ABI number starts with
-fresh maps. Programs that are attached run on until something is attached in their place.
+fresh maps. Programs that are attached run on until something is attached in their place: ``PINS/links`` stays.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dnat.dataplane import abi
+from dnat.dataplane import abi, tcx
 from dnat.dataplane.bpf import Map, MapType, map_create, object_pin
 from dnat.dataplane.sources import SOURCES
 from dnat.errors import PlatformError
@@ -149,7 +149,7 @@ def _remove(path: Path) -> None:
 
 def _remove_others(pins: Path, programs: Path) -> None:
     for version in pins.iterdir():
-        if version != programs.parent:
+        if version not in (programs.parent, pins / tcx.LINKS):
             _remove(version)
     for directory in programs.parent.iterdir():
         if directory not in (programs, maps_directory(pins)):

@@ -8,9 +8,6 @@
 #define VERDICT_PASS TC_ACT_UNSPEC
 #define VERDICT_DROP TC_ACT_SHOT
 
-/* Not lost, but on its way by other means. */
-#define VERDICT_TAKEN TC_ACT_STOLEN
-
 #define ADDRESS_FAMILY_IPV4 2
 
 /* Keeps what is rare out of the way of what is common. */

@@ -14,8 +14,11 @@
 #include <dnat/order.h>
 #include <dnat/packet.h>
 
-/* Longest run of headers we look at: Ethernet, IP with options, ICMP, quoted IP with options, quoted TCP. */
-#define HEADERS_MAX (ETH_HLEN + 60 + 8 + 60 + 20)
+/* Of a packet that an ICMP error quotes: IP with options, and TCP. */
+#define QUOTED_HEADERS_MAX (60 + 20)
+
+/* Longest run of headers before a transport header: Ethernet, IP with options. */
+#define NETWORK_HEADERS_MAX (ETH_HLEN + 60)
 #define PRIORITY_TAGS 2
 #define VLAN_NUMBER 0xfff
 #define IPV4_MORE_FRAGMENTS 0x2000
@@ -34,12 +37,13 @@ static __always_inline void *packet_end(const struct __sk_buff *skb)
 	return (void *)(long)skb->data_end;
 }
 
-/* Packets of AF_PACKET rings and of some drivers keep their headers outside of the linear part. */
-static __always_inline void make_headers_linear(struct __sk_buff *skb)
+/* Packets of AF_PACKET rings and of some drivers keep their headers outside of the linear part. What TCP
+ * sends keeps its payload there, and is left so: a pull copies the buffer. */
+static __always_inline void make_linear(struct __sk_buff *skb, __u32 octets)
 {
-	__u32 wanted = skb->len < HEADERS_MAX ? skb->len : HEADERS_MAX;
+	__u32 wanted = skb->len < octets ? skb->len : octets;
 
-	if (packet_start(skb) + wanted > packet_end(skb))
+	if (RARELY(packet_start(skb) + wanted > packet_end(skb)))
 		bpf_skb_pull_data(skb, wanted);
 }
 
@@ -75,7 +79,7 @@ static __always_inline bool parse_addresses(struct __sk_buff *skb, struct packet
 		return false;
 	if (skb->protocol != TO_BE16(ETH_P_IP))
 		return false;
-	make_headers_linear(skb);
+	make_linear(skb, ETH_HLEN + sizeof(*ip));
 	ip = packet_start(skb) + ETH_HLEN;
 	if ((void *)(ip + 1) > packet_end(skb))
 		return false;
@@ -119,10 +123,8 @@ static __always_inline bool is_error(__u8 type)
 
 /* The packet that an ICMP error quotes. What quotes no port, or answers nothing that this address sent, stays
  * portless. */
-static __always_inline void parse_quoted(const struct __sk_buff *skb, struct packet *packet)
+static __always_inline void parse_quoted(struct packet *packet, struct iphdr *ip, void *end)
 {
-	void *end = packet_end(skb);
-	struct iphdr *ip = packet_start(skb) + packet->l4 + sizeof(struct icmphdr);
 	__u16 source_port, destination_port;
 	__u8 protocol;
 	void *l4;
@@ -151,30 +153,41 @@ static __always_inline void parse_quoted(const struct __sk_buff *skb, struct pac
 	packet->kind = KIND_ERROR;
 }
 
-static __always_inline bool parse_icmp(const struct __sk_buff *skb, struct packet *packet)
+static __always_inline bool parse_icmp(struct packet *packet, struct icmphdr *icmp, void *end)
 {
-	struct icmphdr *icmp = packet_start(skb) + packet->l4;
-
-	if ((void *)(icmp + 1) > packet_end(skb) || packet->payload < sizeof(*icmp))
+	if ((void *)(icmp + 1) > end || packet->payload < sizeof(*icmp))
 		return false;
 	if (is_query(icmp->type)) {
 		packet->source_port = FROM_BE16(icmp->un.echo.id);
 		packet->destination_port = packet->source_port;
 		packet->kind = KIND_QUERY;
 	} else if (is_error(icmp->type)) {
-		parse_quoted(skb, packet);
+		parse_quoted(packet, (void *)(icmp + 1), end);
 	}
 	return true;
 }
 
-/* A header cut short could hide its checksum in the next fragment, so all of it has to be here (RFC 1858). */
-static __always_inline bool parse_transport(const struct __sk_buff *skb, struct packet *packet)
+/* Octets of the transport header that we look at, and of what it quotes. */
+static __always_inline __u32 header_octets(__u8 protocol)
 {
-	void *l4 = packet_start(skb) + packet->l4;
-	void *end = packet_end(skb);
+	if (protocol == IPPROTO_ICMP)
+		return sizeof(struct icmphdr) + QUOTED_HEADERS_MAX;
+	return protocol == IPPROTO_TCP ? sizeof(struct tcphdr) : sizeof(struct udphdr);
+}
 
+/* A header cut short could hide its checksum in the next fragment, so all of it has to be here (RFC 1858). */
+static __always_inline bool parse_transport(struct __sk_buff *skb, struct packet *packet)
+{
+	__u64 offset = packet->l4;
+	void *l4, *end;
+
+	make_linear(skb, offset + header_octets(packet->protocol));
+	if (!WITHIN(offset, ETH_HLEN, NETWORK_HEADERS_MAX))
+		return false;
+	l4 = packet_start(skb) + offset;
+	end = packet_end(skb);
 	if (packet->protocol == IPPROTO_ICMP)
-		return parse_icmp(skb, packet);
+		return parse_icmp(packet, l4, end);
 	if (!has_ports(packet->protocol))
 		return true;
 	if (l4 + sizeof(struct udphdr) > end || packet->payload < sizeof(struct udphdr))
@@ -199,7 +212,7 @@ static __always_inline bool is_fragment_possible(const struct packet *packet)
 }
 
 /* Fills in all the rest; false: malformed. To be called after parse_addresses(). */
-static __always_inline bool parse_ports(const struct __sk_buff *skb, struct packet *packet)
+static __always_inline bool parse_ports(struct __sk_buff *skb, struct packet *packet)
 {
 	struct iphdr *ip = packet_start(skb) + ETH_HLEN;
 	__u16 fragment, length;

@@ -85,7 +85,7 @@ static __always_inline bool rewrite_in_place(struct __sk_buff *skb, const struct
 	struct udphdr *udp;
 	struct tcphdr *tcp;
 
-	if (RARELY(packet->more_fragments || skb->gso_size) || !WITHIN(l4, ETH_HLEN, HEADERS_MAX))
+	if (RARELY(packet->more_fragments || skb->gso_size) || !WITHIN(l4, ETH_HLEN, NETWORK_HEADERS_MAX))
 		return false;
 	udp = packet_start(skb) + l4;
 	tcp = packet_start(skb) + l4;

@@ -110,8 +110,9 @@ static __always_inline int hold(struct __sk_buff *skb, const struct fragment_key
 	if (slot == WAITING_MAX)
 		return drop(DROP_FRAGMENT_NO_ROOM);
 	count(ROUTER_FRAGMENT_HELD);
+	/* Not lost: what it said is kept. (tcx has no verdict for that.) */
 	if (await_first(key, now) || waiting_delete(&slot))
-		return VERDICT_TAKEN;
+		return VERDICT_DROP;
 	count(ROUTER_FRAGMENT_RELEASED);
 	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
 }
@@ -151,5 +152,5 @@ static __always_inline int release(struct __sk_buff *skb, const struct packet *p
 		count(ROUTER_FRAGMENT_RELEASED);
 		bpf_clone_redirect(skb, skb->ifindex, BPF_F_INGRESS);
 	}
-	return VERDICT_TAKEN;
+	return VERDICT_DROP;
 }
