@@ -5,12 +5,13 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
 LINK := /usr/local/bin/dnatctl
+COMPILED := build/compiled/.ready
 PREFIX := /usr/local
 SOAK_DEATHS := 200
 SOAK_HISTORIES := 20
 FUZZ_SECONDS := 60
 
-.PHONY: help setup demo demo-contrast test unit bpf netns conformance packaging store vm-test vm-short vagrant-test bench bench-short load load-short soak fuzz lint format reference install uninstall deb install-test clean
+.PHONY: help setup compiled demo demo-contrast test unit unit-compiled bpf netns conformance packaging store vm-test vm-short vagrant-test bench bench-short load load-short soak fuzz lint format reference install uninstall deb install-test clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -21,6 +22,13 @@ $(STAMP): pyproject.toml scripts/setup.sh
 	@PYTHON=$(PYTHON) VENV=$(VENV) LINK=$(LINK) scripts/setup.sh
 	@touch $@
 
+compiled: $(COMPILED) ## the port server's pure modules as C extensions, in build/compiled (a C compiler, Python's headers)
+
+$(COMPILED): $(STAMP) setup.py $(shell find control ebpf -name '*.py' -o -name '*.[ch]')
+	@rm -rf build/compiled/dnat
+	@DNAT_COMPILE=1 $(PY) -W ignore setup.py -q build --build-lib build/compiled
+	@touch $@
+
 demo: setup ## two phones behind one address make real calls (root)
 	@$(VENV)/bin/dnatctl lab demo
 
@@ -28,10 +36,13 @@ demo-contrast: setup ## the same calls through masquerading, an ALG, a relay and
 	@$(PY) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore -e '.[bench]'
 	@PYTHONPATH=tests/bench $(PY) -m dnatcontrast
 
-test: setup lint unit store bpf netns conformance load-short packaging ## every test layer (root)
+test: setup lint unit unit-compiled store bpf netns conformance load-short packaging ## every test layer (root)
 
 unit: setup ## protocol, allocator, configuration: no root, seconds
 	@$(PY) -m pytest tests/unit tests/fuzz
+
+unit-compiled: compiled ## the same of what is compiled: no root, a minute
+	@PYTHONPATH=$(CURDIR)/build/compiled DNAT_SOAK=0.1 $(PY) -m pytest tests/unit/leases tests/unit/pap
 
 store: setup ## lease stores on a real etcd of three members: no root, a minute
 	@$(PY) -m pytest tests/store
@@ -55,11 +66,11 @@ vagrant-test: setup ## the lab on Vagrant's machines: up, tests, destroyed (libv
 conformance: setup ## every requirement of the NAT documents, on the wire; writes docs/conformance.md (root)
 	@$(PY) -m pytest tests/conformance
 
-bench: setup ## measure beside other routers: tables, JSON and pictures in bench-output (root, 15 min)
+bench: setup compiled ## measure beside other routers: tables, JSON and pictures in bench-output (root, 15 min)
 	@$(PY) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore -e '.[bench]'
 	@PYTHONPATH=tests/bench:tests/bpf $(PY) -m dnatbench
 
-bench-short: setup ## the same with few rounds, to see that it works (root, 90 s)
+bench-short: setup compiled ## the same with few rounds, to see that it works (root, 90 s)
 	@$(PY) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore -e '.[bench]'
 	@PYTHONPATH=tests/bench:tests/bpf $(PY) -m dnatbench --short
 
