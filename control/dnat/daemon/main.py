@@ -36,6 +36,7 @@ from dnat.dataplane import loader
 from dnat.errors import DnatError, PlatformError, error_kind
 from dnat.instance import Instance
 from dnat.store import SqliteKeyStore, SqliteStore
+from dnat.store.base import many_records
 from dnat.system import links
 from dnat.system.journal import Journal
 from dnat.teardown import tear_down
@@ -164,6 +165,10 @@ class Daemon:
 
     async def _start_server(self) -> None:
         """Server, and router beside it: routers know of a lease before the host that holds it does."""
+        with many_records():
+            await self._start_server_and_router()
+
+    async def _start_server_and_router(self) -> None:
         settings = self._config.server
         lan = await self._privileged.run(_server_address, self._config)
         leasable = pool(settings)

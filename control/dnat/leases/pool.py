@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from dnat.leases import bitmap
-from dnat.leases.port_set import FULL, WORD, PortSet
+from dnat.leases.port_set import FULL, WORD, Parts, PortSet, parts
 from dnat.types import Parity, PortRange, Protocol
 
 Choose = Callable[[int], int]
@@ -107,11 +107,11 @@ class AddressSpace:
 
     def is_leased(self, ports: PortRange, protocol: Protocol) -> bool:
         """Whether a lease stands in the way of one for the range."""
-        return any(self.leased[each].meets(ports) for each in classes(protocol))
+        return _meets(self.leased, ports, protocol)
 
     def is_held(self, ports: PortRange, protocol: Protocol) -> bool:
         """Whether a hold of anyone stands in the way of a lease for the range."""
-        return any(self.held[each].meets(ports) for each in classes(protocol))
+        return _meets(self.held, ports, protocol)
 
     def free(self, protocol: Protocol) -> int:
         """Ports that anybody may get by number of ports."""
@@ -127,15 +127,17 @@ class AddressSpace:
 
     def occupy(self, sets: dict[Protocol, PortSet], ports: PortRange, protocol: Protocol) -> None:
         """Enter a range into `leased` or `held`."""
+        touched = parts(ports)
         for each in classes(protocol):
-            sets[each].add(ports)
-        self._changed(ports)
+            sets[each].add(touched)
+        self._changed(touched)
 
     def vacate(self, sets: dict[Protocol, PortSet], ports: PortRange, protocol: Protocol) -> None:
         """Take a range out of `leased` or `held`."""
+        touched = parts(ports)
         for each in classes(protocol):
-            sets[each].remove(ports)
-        self._changed(ports)
+            sets[each].remove(touched)
+        self._changed(touched)
 
     def _free_for(self, protocol: Protocol) -> _Free:
         found = self._free.get(protocol)
@@ -143,13 +145,21 @@ class AddressSpace:
             found = self._free[protocol] = _Free(self._by_count.bits & ~self.occupied(protocol))
         return found
 
-    def _changed(self, ports: PortRange) -> None:
+    def _changed(self, touched: Parts) -> None:
         for protocol, free in self._free.items():
-            for block in range(ports.first // BLOCK, ports.last // BLOCK + 1):
+            for block, _ in touched:
                 taken = 0
                 for each in classes(protocol):
                     taken |= self.leased[each].words[block] | self.held[each].words[block]
                 free.replace(block, self._by_count.words[block] & ~taken)
+
+
+def _meets(sets: dict[Protocol, PortSet], ports: PortRange, protocol: Protocol) -> bool:
+    for word, bits in parts(ports):
+        for each in classes(protocol):
+            if sets[each].words[word] & bits:
+                return True
+    return False
 
 
 def pick_blocks(free_blocks: int, count: int, parity: Parity, choose: Choose) -> PortRange | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 
 from dnat.types import PortRange
 
@@ -13,14 +12,18 @@ WORDS = 65536 // WORD
 FULL = (1 << WORD) - 1
 _PACKED = struct.Struct(f"<{WORDS}Q")
 
+Parts = list[tuple[int, int]]
+"""Words and some of the bits of each."""
 
-def parts(ports: PortRange) -> Iterator[tuple[int, int]]:
+
+def parts(ports: PortRange) -> Parts:
     """Each word that a range touches, and its bits there."""
-    first, last = ports.first // WORD, ports.last // WORD
-    for word in range(first, last + 1):
-        low = ports.first % WORD if word == first else 0
-        high = ports.last % WORD if word == last else WORD - 1
-        yield word, (2 << high) - (1 << low)
+    first, low = divmod(ports.first, WORD)
+    last, high = divmod(ports.last, WORD)
+    if first == last:
+        return [(first, (2 << high) - (1 << low))]
+    whole = [(word, FULL) for word in range(first + 1, last)]
+    return [(first, FULL & -(1 << low)), *whole, (last, (2 << high) - 1)]
 
 
 class PortSet:
@@ -40,13 +43,13 @@ class PortSet:
             self._bits = int.from_bytes(_PACKED.pack(*self.words), "little")
         return self._bits
 
-    def add(self, ports: PortRange) -> None:
-        for word, bits in parts(ports):
+    def add(self, ports: Parts) -> None:
+        for word, bits in ports:
             self.words[word] |= bits
         self._bits = None
 
-    def remove(self, ports: PortRange) -> None:
-        for word, bits in parts(ports):
+    def remove(self, ports: Parts) -> None:
+        for word, bits in ports:
             self.words[word] &= ~bits
         self._bits = None
 
@@ -54,7 +57,3 @@ class PortSet:
         """Have these ports, and no others, in a word."""
         self.words[word] = bits
         self._bits = None
-
-    def meets(self, ports: PortRange) -> bool:
-        """Whether a port of the range is a member."""
-        return any(self.words[word] & bits for word, bits in parts(ports))
