@@ -5,12 +5,13 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
 LINK := /usr/local/bin/dnatctl
+COMPILED := build/compiled/.ready
 PREFIX := /usr/local
 SOAK_DEATHS := 200
 SOAK_HISTORIES := 20
 FUZZ_SECONDS := 60
 
-.PHONY: help setup demo demo-contrast test unit bpf netns conformance packaging store vm-test vm-short vagrant-test bench bench-short load load-short soak fuzz lint format reference install uninstall deb install-test clean
+.PHONY: help setup compiled demo demo-contrast test unit unit-compiled bpf netns conformance packaging store vm-test vm-short vagrant-test bench bench-short load load-short soak fuzz lint format reference install uninstall deb install-test clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -25,6 +26,13 @@ $(STAMP): pyproject.toml scripts/setup.sh
 $(LINK): | $(STAMP)
 	@PYTHON=$(PYTHON) VENV=$(VENV) LINK=$(LINK) scripts/setup.sh
 
+compiled: $(COMPILED) ## the port server's pure modules as C extensions, in build/compiled (a C compiler, Python's headers)
+
+$(COMPILED): $(STAMP) setup.py $(shell find control ebpf -name '*.py' -o -name '*.[ch]')
+	@rm -rf build/compiled/dnat
+	@DNAT_COMPILE=1 $(PY) -W ignore setup.py -q build --build-lib build/compiled
+	@touch $@
+
 demo: setup ## two phones behind one address make real calls (root)
 	@$(VENV)/bin/dnatctl lab demo
 
@@ -32,13 +40,16 @@ demo-contrast: setup ## the same calls through masquerading, an ALG, a relay and
 	@$(PY) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore -e '.[bench]'
 	@PYTHONPATH=tests/bench $(PY) -m dnatcontrast
 
-LAYERS := unit store bpf netns conformance load-short packaging
+LAYERS := unit unit-compiled store bpf netns conformance load-short packaging
 
 test: setup lint ## every test layer (root)
 	@scripts/beside.sh vm-short -- $(LAYERS)
 
 unit: setup ## protocol, allocator, configuration: no root, seconds
 	@$(PY) -m pytest tests/unit tests/fuzz
+
+unit-compiled: compiled ## the same of what is compiled: no root, a minute
+	@PYTHONPATH=$(CURDIR)/build/compiled DNAT_SOAK=0.1 $(PY) -m pytest tests/unit/leases tests/unit/pap
 
 store: setup ## lease stores on a real etcd of three members: no root, a minute
 	@$(PY) -m pytest tests/store
@@ -62,11 +73,11 @@ vagrant-test: setup ## the lab on Vagrant's machines: up, tests, destroyed (libv
 conformance: setup ## every requirement of the NAT documents, on the wire; writes docs/conformance.md (root)
 	@$(PY) -m pytest tests/conformance
 
-bench: setup ## measure beside other routers: tables, JSON and pictures in bench-output (root, 15 min)
+bench: setup compiled ## measure beside other routers: tables, JSON and pictures in bench-output (root, 15 min)
 	@$(PY) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore -e '.[bench]'
 	@PYTHONPATH=tests/bench:tests/bpf $(PY) -m dnatbench
 
-bench-short: setup ## the same with few rounds, to see that it works (root, 90 s)
+bench-short: setup compiled ## the same with few rounds, to see that it works (root, 90 s)
 	@$(PY) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore -e '.[bench]'
 	@PYTHONPATH=tests/bench:tests/bpf $(PY) -m dnatbench --short
 
@@ -76,7 +87,7 @@ load: setup ## 200 calls at once, 500 calls a second, and what a call costs the 
 load-short: setup ## the same with few calls: none may fail (root, 40 s)
 	@$(PY) -m pytest tests/load
 
-soak: setup ## daemons killed SOAK_DEATHS times, longer histories of the protocol (root, an hour)
+soak: setup ## daemons killed SOAK_DEATHS times, longer histories of the protocol (root, half an hour)
 	@DNAT_SOAK=$(SOAK_HISTORIES) $(PY) -m pytest tests/unit/pap/test_model.py
 	@DNAT_SOAK_DEATHS=$(SOAK_DEATHS) $(PY) -m pytest -s tests/netns/test_mayhem.py
 

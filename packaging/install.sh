@@ -4,6 +4,8 @@
 #   DESTDIR   where the tree's root is (nothing: this machine)
 #   PREFIX    /usr/local or /usr
 #   PYTHONS   versions of Python to carry compiled modules for, besides PYTHON's own
+#   COMPILE   1: make C extensions of the port server's pure modules, for PYTHON alone; 0: do not. Without it they are made
+#             where there are a C compiler and Python's headers
 #   VERSION_SUFFIX is not known here: the version is that of pyproject.toml
 #
 # The Python packages that a distribution lacks or has too old stand in a virtual environment of dnat's own, which also
@@ -38,7 +40,14 @@ ln -s /usr/bin/python3 "$tree/bin/python3"
 mapfile -t packages < <("$PYTHON" packaging/requirements.py)
 pip install --no-compile --target "$site" "${packages[@]}"
 rm -rf build/lib build/bdist*
-pip install --no-compile --no-deps --target "$site" .
+headers=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("include"))')
+if [ -z "${COMPILE:-}" ] && command -v cc > /dev/null && [ -e "$headers/Python.h" ]; then COMPILE=1; fi
+if [ "${COMPILE:-0}" = 1 ]; then
+    pip install mypy setuptools wheel
+    DNAT_COMPILE=1 pip install --no-build-isolation --no-compile --no-deps --target "$site" .
+else
+    pip install --no-compile --no-deps --target "$site" .
+fi
 rm -rf build/lib build/bdist* "${site:?}/bin" "$site"/dnat-*.dist-info/direct_url.json
 find "$site" -name direct_url.json -delete
 
@@ -48,6 +57,8 @@ for version in $PYTHONS; do
     ln -s "python$own" "$tree/lib/python$version"
     grep -l 'cpython-' "$site"/*.dist-info/RECORD | while read -r record; do
         name=$(basename "$(dirname "$record")" .dist-info)
+        # Our own are compiled for this Python only; others run the modules.
+        [ "${name%%-*}" != dnat ] || continue
         pip download --no-deps --only-binary :all: --python-version "$version" -d "$work/$version" "${name/-/==}"
         "$PYTHON" -m zipfile -e "$work/$version/${name/-*/}"-*.whl "$work/$version/tree"
         (cd "$work/$version/tree" && find . -name '*.so' -exec cp --parents {} "$site" \;)

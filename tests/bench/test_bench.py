@@ -27,9 +27,10 @@ def test_a_short_run(tmp_path: Path) -> None:
     assert {"plain forwarding", "nftables NAT", "dnat at TC", "dnat at XDP"} <= routers
     flow = next(row for row in results["memory"] if row["what"] == "dnat: a flow")
     assert flow["octets"] == 0
-    # What a router restores when each host has a block of 64 ports; with a lease for each port it takes some more.
-    restored = {row["what"]: row for row in results["restoring"] if row["leases"] == 1024}
-    assert set(restored) == {"SQLite, 1,024 leases", "etcd, 1,024 leases"}
+    restored = {row["what"]: row for row in results["restoring"]}
+    assert set(restored) == {
+        f"{store}, {leases} leases" for store in ("SQLite", "etcd") for leases in ("1,024", "65,536")
+    }
     assert all(row["seconds"]["low"] < row["goal"] for row in restored.values()), restored
     assert "| dnat at XDP |" in (tmp_path / "results.md").read_text()
     assert (tmp_path / "router.svg").stat().st_size > 0

@@ -38,6 +38,7 @@ from dnat.dataplane import loader
 from dnat.errors import DnatError, PlatformError, error_kind
 from dnat.instance import Instance
 from dnat.store import SqliteKeyStore, SqliteStore
+from dnat.store.base import many_records
 from dnat.system import links
 from dnat.system.journal import Journal
 from dnat.teardown import tear_down
@@ -51,6 +52,11 @@ AGAIN_SECONDS = 3
 
 COLLECTIONS = (20_000, 20, 100)
 """Objects until the youngest are looked at, and how often that happens until older ones are (gc.set_threshold)."""
+
+TURN = 0.0005
+"""Seconds that a thread waits for Python's lock before it demands it. The one that makes leases durable needs it anew
+after each statement: at the usual 5 ms a busy event loop makes every commit, and so every answer, late.
+"""
 
 
 class ToldToEndError(DnatError):
@@ -170,6 +176,10 @@ class Daemon:
 
     async def _start_server(self) -> None:
         """Server, and router beside it: routers know of a lease before the host that holds it does."""
+        with many_records():
+            await self._start_server_and_router()
+
+    async def _start_server_and_router(self) -> None:
         settings = self._config.server
         lan = await self._privileged.run(_server_address, self._config)
         leasable = pool(settings)
@@ -278,6 +288,7 @@ async def _serve(instance: Instance, config: Config, readiness: Readiness) -> bo
         summary = await daemon.start()
         log.info("up: %s", summary)
         _spare_collections()
+        sys.setswitchinterval(TURN)
         readiness.tell(summary=summary)
         return await daemon.run(follow_wan=wan_address.follows(config))
     finally:

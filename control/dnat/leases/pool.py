@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from dnat.leases import bitmap
+from dnat.leases.port_set import FULL, WORD, Parts, PortSet, parts
 from dnat.types import Parity, PortRange, Protocol
 
 Choose = Callable[[int], int]
 """``choose(n)``: a random number in ``range(n)``."""
 
-BLOCK = 64
+BLOCK = WORD
 """Ports that stay together as long as smaller wants find room elsewhere: the usual block of a host."""
-_WHOLE_OCTETS = BLOCK // 8
-_WHOLE = b"\xff" * _WHOLE_OCTETS
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,25 +67,23 @@ class _Free:
     __slots__ = ("blocks", "ports", "room")
 
     def __init__(self, ports: int) -> None:
-        self.ports = ports
+        self.ports = PortSet(ports)
         self.blocks = 0
         """Aligned blocks that are free throughout; bit N is the block that begins with port N * BLOCK."""
         self.room = ports.bit_count()
-        self._count_blocks(ports, 0)
+        for block, bits in enumerate(self.ports.words):
+            if bits == FULL:
+                self.blocks |= 1 << block
 
-    def replace(self, window: int, first: int, width: int) -> None:
-        """Put ``window`` in the place of ``width`` ports; both ends lie between blocks."""
-        mask = (1 << width) - 1
-        self.room += window.bit_count() - (self.ports >> first & mask).bit_count()
-        self.ports = self.ports & ~(mask << first) | window << first
-        self.blocks &= ~(((1 << width // BLOCK) - 1) << first // BLOCK)
-        self._count_blocks(window, first // BLOCK)
-
-    def _count_blocks(self, window: int, first: int) -> None:
-        octets = window.to_bytes((window.bit_length() + 7) // 8, "little")
-        for position in range(0, len(octets), _WHOLE_OCTETS):
-            if octets[position : position + _WHOLE_OCTETS] == _WHOLE:
-                self.blocks |= 1 << first + position // _WHOLE_OCTETS
+    def replace(self, block: int, bits: int) -> None:
+        """Have these ports of a block, and no others."""
+        before = self.ports.words[block]
+        if bits == before:
+            return
+        self.ports.replace(block, bits)
+        self.room += bits.bit_count() - before.bit_count()
+        if FULL in (bits, before):
+            self.blocks ^= 1 << block
 
 
 class AddressSpace:
@@ -96,21 +93,29 @@ class AddressSpace:
 
     def __init__(self, by_count: int) -> None:
         """``by_count``: what is granted to who asks for a number of ports."""
-        self.leased = dict.fromkeys(classes(Protocol.ANY), 0)
-        self.held = dict.fromkeys(classes(Protocol.ANY), 0)
-        self._by_count = by_count
+        self.leased = {each: PortSet() for each in classes(Protocol.ANY)}
+        self.held = {each: PortSet() for each in classes(Protocol.ANY)}
+        self._by_count = PortSet(by_count)
         self._free: dict[Protocol, _Free] = {}
 
     def occupied(self, protocol: Protocol) -> int:
         """Ports that a lease or a hold of anyone keeps from being leased for the protocol."""
         result = 0
         for each in classes(protocol):
-            result |= self.leased[each] | self.held[each]
+            result |= self.leased[each].bits | self.held[each].bits
         return result
+
+    def is_leased(self, ports: PortRange, protocol: Protocol) -> bool:
+        """Whether a lease stands in the way of one for the range."""
+        return _meets(self.leased, ports, protocol)
+
+    def is_held(self, ports: PortRange, protocol: Protocol) -> bool:
+        """Whether a hold of anyone stands in the way of a lease for the range."""
+        return _meets(self.held, ports, protocol)
 
     def free(self, protocol: Protocol) -> int:
         """Ports that anybody may get by number of ports."""
-        return self._free_for(protocol).ports
+        return self._free_for(protocol).ports.bits
 
     def free_blocks(self, protocol: Protocol) -> int:
         """The aligned blocks that are free throughout; bit N is the block that begins with port N * BLOCK."""
@@ -120,49 +125,63 @@ class AddressSpace:
         """How many ports are free."""
         return self._free_for(protocol).room
 
-    def occupy(self, map_: dict[Protocol, int], ports: PortRange, protocol: Protocol) -> None:
+    def occupy(self, sets: dict[Protocol, PortSet], ports: PortRange, protocol: Protocol) -> None:
         """Enter a range into `leased` or `held`."""
-        bits = bitmap.bits_of(ports)
+        touched = parts(ports)
         for each in classes(protocol):
-            map_[each] |= bits
-        self._changed(ports)
+            sets[each].add(touched)
+        self._changed(touched)
 
-    def vacate(self, map_: dict[Protocol, int], ports: PortRange, protocol: Protocol) -> None:
+    def vacate(self, sets: dict[Protocol, PortSet], ports: PortRange, protocol: Protocol) -> None:
         """Take a range out of `leased` or `held`."""
-        bits = bitmap.bits_of(ports)
+        touched = parts(ports)
         for each in classes(protocol):
-            map_[each] &= ~bits
-        self._changed(ports)
+            sets[each].remove(touched)
+        self._changed(touched)
 
     def _free_for(self, protocol: Protocol) -> _Free:
         found = self._free.get(protocol)
         if found is None:
-            found = self._free[protocol] = _Free(self._by_count & ~self.occupied(protocol))
+            found = self._free[protocol] = _Free(self._by_count.bits & ~self.occupied(protocol))
         return found
 
-    def _changed(self, ports: PortRange) -> None:
-        first = ports.first // BLOCK * BLOCK
-        width = (ports.last // BLOCK + 1) * BLOCK - first
-        mask = (1 << width) - 1
+    def _changed(self, touched: Parts) -> None:
         for protocol, free in self._free.items():
-            window = self._by_count >> first & mask
-            for each in classes(protocol):
-                window &= ~(self.leased[each] >> first & mask | self.held[each] >> first & mask)
-            free.replace(window, first, width)
+            for block, _ in touched:
+                taken = 0
+                for each in classes(protocol):
+                    taken |= self.leased[each].words[block] | self.held[each].words[block]
+                free.replace(block, self._by_count.words[block] & ~taken)
 
 
-def pick(free: int, count: int, parity: Parity, choose: Choose, free_blocks: int | None = None) -> PortRange | None:
+def _meets(sets: dict[Protocol, PortSet], ports: PortRange, protocol: Protocol) -> bool:
+    for word, bits in parts(ports):
+        for each in classes(protocol):
+            if sets[each].words[word] & bits:
+                return True
+    return False
+
+
+def pick_blocks(free_blocks: int, count: int, parity: Parity, choose: Choose) -> PortRange | None:
+    """What `pick` would return, where that is whole blocks; ``free_blocks``: as of `AddressSpace`."""
+    size = 1 << (count - 1).bit_length()
+    if count != size or size < BLOCK or parity is Parity.ODD:
+        return None
+    aligned = bitmap.runs(free_blocks, size // BLOCK)
+    if size > BLOCK:
+        aligned &= bitmap.multiples(size // BLOCK)
+    if not aligned:
+        return None
+    first = bitmap.nth(aligned, choose(aligned.bit_count())) * BLOCK
+    return PortRange(first, first + count - 1)
+
+
+def pick(free: int, count: int, parity: Parity, choose: Choose) -> PortRange | None:
     """A run of ``count`` free ports, at random (RFC 6056) among the places that break up the pool least.
 
     For wants smaller than a block these are blocks that are broken already; else, aligned places; else, any.
-    ``free_blocks``: as of `AddressSpace`, if it is known; saves time.
     """
     size = 1 << (count - 1).bit_length()
-    if free_blocks and count == size and size >= BLOCK and parity is not Parity.ODD:
-        aligned = bitmap.runs(free_blocks, size // BLOCK) & bitmap.multiples(size // BLOCK)
-        if aligned:
-            first = bitmap.nth(aligned, choose(aligned.bit_count())) * BLOCK
-            return PortRange(first, first + count - 1)
     starts = bitmap.runs(free, count) & bitmap.starts_with(parity)
     if not starts:
         return None

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from dnat.leases import bitmap
 from dnat.leases.errors import LeaseConflict, LeaseRefused, Refusal
-from dnat.leases.pool import AddressSpace, Choose, Pool, classes, longest, pick
+from dnat.leases.pool import AddressSpace, Choose, Pool, classes, longest, pick, pick_blocks
 from dnat.leases.records import (
     Change,
     DropHold,
@@ -35,6 +35,10 @@ HOLD = 120.0
 """Seconds that a freed range waits before another host gets it (RFC 6888, REQ-8)."""
 REMEMBERED = 65536
 """Former ranges remembered beyond their hold: a host that comes back finds its old ports if they are free."""
+
+_ID_RANDOM = 21
+"""Random bits of a lease's identifier; those above are the milliseconds of its grant."""
+_ID_TIMES = 1 << 63 - _ID_RANDOM
 
 FormerKey = tuple[bytes, Protocol, Purpose, int]
 _Key = TypeVar("_Key")
@@ -112,13 +116,12 @@ class LeaseTable:
         """Fill an empty table with what a store has. Raises LeaseConflict if that contradicts itself."""
         for record in records:
             space = self._space(record.address)
-            bits = bitmap.bits_of(record.ports)
-            if record.id in self._leases or any(space.leased[each] & bits for each in classes(record.protocol)):
+            if record.id in self._leases or space.is_leased(record.ports, record.protocol):
                 raise LeaseConflict(f"lease {record.id:x} claims {record.address} ports {record.ports} twice")
             self._add_lease(record)
         for hold in holds:
             space = self._space(hold.address)
-            if space.occupied(hold.protocol) & bitmap.bits_of(hold.ports):
+            if space.is_leased(hold.ports, hold.protocol) or space.is_held(hold.ports, hold.protocol):
                 raise LeaseConflict(f"hold on {hold.address} ports {hold.ports} meets another record")
             self._add_hold(hold)
 
@@ -128,9 +131,8 @@ class LeaseTable:
         """A lease for ``want.lifetime`` seconds, of fewer ports if that is allowed. Raises LeaseRefused."""
         address, ports = self._place(host_id, want, now, choose)
         changes = self._end_own_holds(host_id, address, ports, want.protocol)
-        lease_id = 1 + choose(2**63 - 1)
-        while lease_id in self._leases:
-            lease_id = 1 + choose(2**63 - 1)
+        while (lease_id := _new_id(now, choose)) in self._leases:
+            pass
         record = LeaseRecord(
             id=lease_id,
             address=address,
@@ -204,14 +206,12 @@ class LeaseTable:
         addresses = self._addresses_for(host_id, want)
         if want.ports is not None:
             return self._place_by_number(host_id, want, want.ports, addresses, now), want.ports
-        free: dict[IPv4Address, int] = {}
         for address in addresses:
-            free[address], blocks = self._free_by_count(host_id, address, want.protocol)
-            ports = self._old_place(host_id, want, address, free[address])
-            ports = ports or pick(free[address], want.count, want.parity, choose, blocks)
+            ports = self._place_by_count(host_id, want, address, choose)
             if ports is not None:
                 return address, ports
         if not want.exact:
+            free = {address: self._free_by_count(host_id, address, want.protocol) for address in addresses}
             lengths = {each: longest(free[each], want.count, want.parity) for each in addresses}
             address = max(lengths, key=lambda each: lengths[each])
             ports = pick(free[address], lengths[address], want.parity, choose) if lengths[address] else None
@@ -253,15 +253,30 @@ class LeaseTable:
             occupied = 0
             for each in classes(protocol):
                 mine = bitmap.union(hold.ports for hold in own if each in classes(hold.protocol))
-                occupied |= space.leased[each] | (space.held[each] & ~mine)
+                occupied |= space.leased[each].bits | (space.held[each].bits & ~mine)
         return self._by_number & ~occupied
 
-    def _free_by_count(self, host_id: bytes, address: IPv4Address, protocol: Protocol) -> tuple[int, int | None]:
-        """The same, of those that are granted by number of ports; and whole blocks, where they are known."""
-        if any(key[0] == address for key in self._holds_of.get(host_id, ())):
-            return self._free(host_id, address, protocol) & self._by_count, None
-        space = self._space(address)
-        return space.free(protocol), space.free_blocks(protocol)
+    def _free_by_count(self, host_id: bytes, address: IPv4Address, protocol: Protocol) -> int:
+        """The same, of those that are granted by number of ports."""
+        if self._has_holds(host_id, address):
+            return self._free(host_id, address, protocol) & self._by_count
+        return self._space(address).free(protocol)
+
+    def _has_holds(self, host_id: bytes, address: IPv4Address) -> bool:
+        return any(key[0] == address for key in self._holds_of.get(host_id, ()))
+
+    def _place_by_count(self, host_id: bytes, want: Want, address: IPv4Address, choose: Choose) -> PortRange | None:
+        old = self._old_places(host_id, want, address)
+        if not old and not self._has_holds(host_id, address):
+            # Whole blocks are known without a look at each port.
+            ports = pick_blocks(self._space(address).free_blocks(want.protocol), want.count, want.parity, choose)
+            if ports is not None:
+                return ports
+        free = self._free_by_count(host_id, address, want.protocol)
+        for ports in old:
+            if fits(want.parity, ports.first) and not bitmap.bits_of(ports) & ~free:
+                return ports
+        return pick(free, want.count, want.parity, choose)
 
     def _place_by_number(
         self, host_id: bytes, want: Want, ports: PortRange, addresses: list[IPv4Address], now: float
@@ -273,29 +288,24 @@ class LeaseTable:
         for address in addresses:
             if not bits & ~self._free(host_id, address, want.protocol):
                 return address
-            space = self._spaces[address]
-            if not any(space.leased[each] & bits for each in classes(want.protocol)):
+            if not self._spaces[address].is_leased(ports, want.protocol):
                 ends.append(max(hold.until for hold in self._holds_on(address, ports, want.protocol)))
         if ends:
             raise LeaseRefused(Refusal.HELD, retry_after=max(1, math.ceil(min(ends) - now)))
         raise LeaseRefused(Refusal.TAKEN)
 
-    def _old_place(self, host_id: bytes, want: Want, address: IPv4Address, free: int) -> PortRange | None:
-        """What the host had before for the same use, else a range of the same size that is on hold for it."""
-        candidates = []
+    def _old_places(self, host_id: bytes, want: Want, address: IPv4Address) -> list[PortRange]:
+        """What the host had before for the same use, and ranges of the same size that are on hold for it."""
+        places = []
         remembered = self._former.get(_former_key(host_id, want))
         if remembered is not None and remembered[0] == address:
-            candidates.append(remembered[1])
+            places.append(remembered[1])
         held = [
             self._holds[key]
             for key in self._holds_of.get(host_id, ())
             if key[0] == address and key[2] is want.protocol and len(key[1]) == want.count
         ]
-        candidates += [each.ports for each in sorted(held, key=lambda each: each.purpose is not want.purpose)]
-        for ports in candidates:
-            if fits(want.parity, ports.first) and not bitmap.bits_of(ports) & ~free:
-                return ports
-        return None
+        return places + [each.ports for each in sorted(held, key=lambda each: each.purpose is not want.purpose)]
 
     # Bookkeeping
 
@@ -400,6 +410,11 @@ class LeaseTable:
                 self._add_hold(remaining)
                 changes.append(PutHold(remaining))
         return tuple(changes)
+
+
+def _new_id(now: float, choose: Choose) -> int:
+    """Identifiers grow with time: a store keeps leases granted together side by side, and writes few places anew."""
+    return (int(now * 1000) % _ID_TIMES << _ID_RANDOM | choose(1 << _ID_RANDOM)) or 1
 
 
 def _former_key(host_id: bytes, want: Want) -> FormerKey:

@@ -6,12 +6,11 @@ message that cannot be said, which is a mistake of its caller.
 
 from __future__ import annotations
 
-import enum
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
-from typing import Any, TypeVar
+from typing import Any
 
 from dnat.errors import PeerError
 from dnat.pap.messages import (
@@ -27,7 +26,7 @@ from dnat.pap.messages import (
     Result,
     Want,
 )
-from dnat.types import Parity, PortRange, Protocol, Purpose
+from dnat.types import Parity, PortRange, members, protocol_of, purpose_of
 
 HEADER = struct.Struct("!BBBxHxxQI")
 _LENGTH_AT = 4
@@ -77,22 +76,7 @@ class _Bad(ValueError):
     """An attribute's value is not what its type allows."""
 
 
-_Member = TypeVar("_Member", bound=enum.IntEnum)
-
-
-def _members(kind: type[_Member]) -> Callable[[int], _Member]:
-    """What ``kind(number)`` does, in a fraction of the time."""
-    known = {int(member): member for member in kind}
-
-    def member(number: int) -> _Member:
-        found = known.get(number)
-        return kind(number) if found is None else found
-
-    return member
-
-
-_protocol, _purpose, _parity = _members(Protocol), _members(Purpose), _members(Parity)
-_message_type = _members(MessageType)
+_parity, _message_type = members(Parity), members(MessageType)
 _RESULTS = {int(result): result for result in Result}
 
 
@@ -140,8 +124,8 @@ def _unpack_want(value: bytes) -> Want:
     count, protocol, purpose, parity, flags, first, lifetime, address = _sized(_WANT, value)
     return Want(
         count=count,
-        protocol=_protocol(protocol),
-        purpose=_purpose(purpose),
+        protocol=protocol_of(protocol),
+        purpose=purpose_of(purpose),
         parity=_parity(parity),
         exact=bool(flags & FLAG_EXACT),
         first=first if flags & FLAG_SPECIFIC else None,
@@ -165,7 +149,7 @@ def _pack_lease(lease: LeaseInfo) -> bytes:
 def _unpack_lease(value: bytes) -> LeaseInfo:
     number, address, first, last, protocol, purpose, lifetime = _sized(_LEASE, value)
     ports = PortRange(first, last)
-    return LeaseInfo(number, IPv4Address(address), ports, _protocol(protocol), _purpose(purpose), lifetime)
+    return LeaseInfo(number, IPv4Address(address), ports, protocol_of(protocol), purpose_of(purpose), lifetime)
 
 
 def _pack_nothing(_: bool) -> bytes:

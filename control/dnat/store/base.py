@@ -35,7 +35,10 @@ class State:
 
 @contextlib.contextmanager
 def many_records() -> Iterator[None]:
-    """While tens of thousands of records are made: none is garbage, and looking for some takes half of the time."""
+    """While tens of thousands of records are made: none is garbage, and looking for some takes half of the time.
+
+    May be nested, and entered by another thread meanwhile.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -12,19 +12,15 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from dnat.leases.records import Change, DropLease, LeaseRecord, PutLease
-from dnat.store.rows import put_rows, text_of
-from dnat.types import PortRange, Protocol, Purpose, parse_address
+from dnat.store.rows import BLOCK_COLUMNS, BLOCK_SCHEMA, block_row, put_rows, read_block
+from dnat.types import PortRange, Protocol, Purpose
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS history (
-    lease BLOB NOT NULL, address TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
-    protocol INTEGER NOT NULL, purpose INTEGER NOT NULL, host_id BLOB NOT NULL, host TEXT NOT NULL,
-    since REAL NOT NULL, until REAL
-);
+SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS history (lease BLOB NOT NULL, {BLOCK_SCHEMA}, since REAL NOT NULL, until REAL);
 CREATE INDEX IF NOT EXISTS history_by_lease ON history (lease, until);
 CREATE INDEX IF NOT EXISTS history_by_address ON history (address, since);
 """
-_COLUMNS = "lease, address, first, last, protocol, purpose, host_id, host, since, until"
+_COLUMNS = f"lease, {BLOCK_COLUMNS}, since, until"
 RETENTION = 180 * 86400.0
 """Seconds; how long records must or may be kept is a matter of law, see ``server.retention_days``."""
 PRUNE_SECONDS = 3600.0
@@ -76,13 +72,10 @@ class History:
         self._pending: dict[int, IPv4Address | None] = {}
         self._prune_at = 0.0
 
-    def open(self, database: sqlite3.Connection) -> None:
-        """Take up the log."""
+    def open(self, records: Sequence[LeaseRecord]) -> None:
+        """Take up the log, which says of these leases, and of no others, that they last."""
         self._pending = {}
-        self._holders = {
-            int.from_bytes(lease): parse_address(host)
-            for lease, host in database.execute("SELECT lease, host FROM history WHERE until IS NULL")
-        }
+        self._holders = {record.id: record.host for record in records}
 
     def note(self, database: sqlite3.Connection, changes: Sequence[Change], now: float) -> None:
         """Enter what changes mean for the log, in their order."""
@@ -155,34 +148,8 @@ def tenures(database: sqlite3.Connection, period: Period) -> list[Tenure]:
         conditions.append("first <= ? AND last >= ?")
         values += [period.port, period.port]
     query = f"SELECT {_COLUMNS} FROM history WHERE {' AND '.join(conditions)} ORDER BY since, rowid"
-    return [
-        Tenure(
-            int.from_bytes(lease),
-            IPv4Address(address),
-            PortRange(first, last),
-            Protocol(protocol),
-            Purpose(purpose),
-            host_id,
-            IPv4Address(host),
-            since,
-            until,
-        )
-        for lease, address, first, last, protocol, purpose, host_id, host, since, until in database.execute(
-            query, values
-        )
-    ]
+    return [Tenure(*read_block(*row[:8]), *row[8:]) for row in database.execute(query, values)]
 
 
 def _row(record: LeaseRecord, since: float, until: float | None) -> tuple[object, ...]:
-    return (
-        record.id.to_bytes(8),
-        text_of(record.address),
-        record.ports.first,
-        record.ports.last,
-        int(record.protocol),
-        int(record.purpose),
-        record.host_id,
-        text_of(record.host),
-        since,
-        until,
-    )
+    return (*block_row(record), since, until)

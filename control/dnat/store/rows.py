@@ -1,11 +1,19 @@
-"""Many rows in few statements of SQLite."""
+"""Rows of SQLite: what leases and their log have in common, and many of them in few statements."""
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
 from functools import lru_cache
+from ipaddress import IPv4Address
 
+from dnat.leases.records import LeaseRecord
+from dnat.types import PortRange, Protocol, Purpose, parse_address, protocol_of, purpose_of
+
+BLOCK_COLUMNS = "address, first, last, protocol, purpose, host_id, host"
+"""After the lease's identifier: its block of ports, and who holds it."""
+BLOCK_SCHEMA = """address TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
+    protocol INTEGER NOT NULL, purpose INTEGER NOT NULL, host_id BLOB NOT NULL, host TEXT NOT NULL"""
 text_of = lru_cache(8192)(str)
 """Of an address."""
 _AT_ONCE = (128, 32, 8, 1)
@@ -25,3 +33,33 @@ def put_rows(database: sqlite3.Connection, insert: str, rows: Sequence[tuple[obj
         values = f"({','.join('?' * len(batch[0]))})"
         database.execute(f"{insert} VALUES {','.join([values] * size)}", [value for row in batch for value in row])
         position += size
+
+
+def block_row(record: LeaseRecord) -> tuple[bytes, str, int, int, int, int, bytes, str]:
+    """Identifier and BLOCK_COLUMNS of a lease."""
+    ports = record.ports
+    return (
+        record.id.to_bytes(8),
+        text_of(record.address),
+        ports.first,
+        ports.last,
+        int(record.protocol),
+        int(record.purpose),
+        record.host_id,
+        text_of(record.host),
+    )
+
+
+def read_block(
+    id_: bytes, address: str, first: int, last: int, protocol: int, purpose: int, host_id: bytes, host: str
+) -> tuple[int, IPv4Address, PortRange, Protocol, Purpose, bytes, IPv4Address]:
+    """The first fields of a `LeaseRecord` or `Tenure`. Raises ValueError."""
+    return (
+        int.from_bytes(id_),
+        parse_address(address),
+        PortRange(first, last),
+        protocol_of(protocol),
+        purpose_of(purpose),
+        host_id,
+        parse_address(host),
+    )

@@ -13,24 +13,22 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any
 
 from dnat.leases.records import Change, DropHold, DropLease, HoldKey, HoldRecord, LeaseRecord, PutHold, PutLease
 from dnat.store.base import State, StoreError, Watcher, many_records
 from dnat.store.checkpoints import LONGEST_LOG, Checkpoints
 from dnat.store.history import RETENTION, History, Period, Tenure, enter, tenures
 from dnat.store.history import SCHEMA as HISTORY_SCHEMA
-from dnat.store.rows import put_rows, text_of
-from dnat.types import PortRange, Protocol, Purpose, parse_address
+from dnat.store.rows import BLOCK_COLUMNS, BLOCK_SCHEMA, block_row, put_rows, read_block, text_of
+from dnat.types import PortRange, parse_address, protocol_of, purpose_of
 
 SCHEMA_VERSION = 2
-_SCHEMA = """
+_SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS leases (
-    id BLOB PRIMARY KEY, address TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
-    protocol INTEGER NOT NULL, purpose INTEGER NOT NULL, host_id BLOB NOT NULL, host TEXT NOT NULL,
-    txid BLOB NOT NULL, granted_at REAL NOT NULL, expires_at REAL NOT NULL
+    id BLOB PRIMARY KEY, {BLOCK_SCHEMA}, txid BLOB NOT NULL, granted_at REAL NOT NULL, expires_at REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS holds (
     address TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, protocol INTEGER NOT NULL,
@@ -38,7 +36,7 @@ CREATE TABLE IF NOT EXISTS holds (
 ) WITHOUT ROWID;
 """
 
-_LEASE_COLUMNS = "id, address, first, last, protocol, purpose, host_id, host, txid, granted_at, expires_at"
+_LEASE_COLUMNS = f"id, {BLOCK_COLUMNS}, txid, granted_at, expires_at"
 
 
 class SqliteStore:
@@ -91,8 +89,9 @@ class SqliteStore:
             # A store that is there is not written to: it must open on a full disk, too.
             if version < SCHEMA_VERSION:
                 self._bring_up_to_date(database, version, now)
-            self._history.open(database)
-            return examined or self._read(database)
+            state = examined or self._read(database)
+            self._history.open(state.records)
+            return state
         except sqlite3.OperationalError as error:
             raise StoreError(f"the lease store {self.path} cannot be opened: {error}") from None
         except (sqlite3.DatabaseError, ValueError) as error:
@@ -154,7 +153,12 @@ class SqliteStore:
             records = tuple(map(_record, database.execute(f"SELECT {_LEASE_COLUMNS} FROM leases")))
         holds = tuple(
             HoldRecord(
-                IPv4Address(address), PortRange(first, last), Protocol(protocol), Purpose(purpose), host_id, until
+                parse_address(address),
+                PortRange(first, last),
+                protocol_of(protocol),
+                purpose_of(purpose),
+                host_id,
+                until,
             )
             for address, first, last, protocol, host_id, until, purpose in database.execute(
                 "SELECT address, first, last, protocol, host_id, until, purpose FROM holds"
@@ -211,21 +215,10 @@ def _connect(path: Path, *, alone: bool = False) -> sqlite3.Connection:
         raise
 
 
-def _record(row: tuple[bytes, str, int, int, int, int, bytes, str, bytes, float, float]) -> LeaseRecord:
+def _record(row: tuple[Any, ...]) -> LeaseRecord:
     """One row of `_LEASE_COLUMNS`. Raises ValueError."""
-    id_, address, first, last, protocol, purpose, host_id, host, transaction, granted_at, expires_at = row
-    return LeaseRecord(
-        id=int.from_bytes(id_),
-        address=parse_address(address),
-        ports=PortRange(first, last),
-        protocol=Protocol(protocol),
-        purpose=Purpose(purpose),
-        host_id=host_id,
-        host=parse_address(host),
-        transaction=int.from_bytes(transaction),
-        granted_at=granted_at,
-        expires_at=expires_at,
-    )
+    transaction, granted_at, expires_at = row[8:]
+    return LeaseRecord(*read_block(*row[:8]), int.from_bytes(transaction), granted_at, expires_at)
 
 
 def _apply(database: sqlite3.Connection, changes: Sequence[Change]) -> None:
@@ -258,19 +251,7 @@ def _apply(database: sqlite3.Connection, changes: Sequence[Change]) -> None:
 
 
 def _lease_row(record: LeaseRecord) -> tuple[object, ...]:
-    return (
-        record.id.to_bytes(8),
-        text_of(record.address),
-        record.ports.first,
-        record.ports.last,
-        int(record.protocol),
-        int(record.purpose),
-        record.host_id,
-        text_of(record.host),
-        record.transaction.to_bytes(8),
-        record.granted_at,
-        record.expires_at,
-    )
+    return (*block_row(record), record.transaction.to_bytes(8), record.granted_at, record.expires_at)
 
 
 def _hold_row(hold: HoldRecord) -> tuple[object, ...]:

@@ -40,6 +40,8 @@ CLIENTS = IPv4Address("10.80.0.2")
 FIRST_HOST = IPv4Address("10.81.0.1")
 """Hosts are addresses of 10.81.0.0/16, which one machine owns as a whole; Kea leases from the same network."""
 HOSTS = 4000
+COMPILED = Path(__file__).parents[3] / "build/compiled"
+"""What `make compiled` makes."""
 KEPT = 0.99
 LOWEST = 100.0
 PERCENTILES = (50, 90, 99)
@@ -107,25 +109,14 @@ class Network:
 class Dnat:
     """`dnatd` with SQLite and a key for every host."""
 
-    name = "dnat, SQLite, authenticated"
-
-    def __init__(self, network: Network, directory: Path) -> None:
+    def __init__(self, network: Network, directory: Path, keys: list[bytes], compiled: Path | None = None) -> None:
+        """``compiled``: where the package stands whose pure modules are C extensions."""
+        self.name = "dnat, compiled" if compiled else "dnat"
         self._network = network
         self._state = STATE_DIRECTORY / network.servers
         self._configuration = directory / "dnat.toml"
-        self._keys = [secrets.token_bytes(32) for _ in range(HOSTS)]
-        asyncio.run(self._write_keys())
-
-    async def _write_keys(self) -> None:
-        store = SqliteKeyStore(self._state / "keys.sqlite")
-        await store.open()
-        await store.transact(
-            [
-                PutKey(KeyRecord(Key(n + 1, key), f"host{n}", (n + 1).to_bytes(16), KeyState.ACTIVE, False, 1.0 + n))
-                for n, key in enumerate(self._keys)
-            ]
-        )
-        await store.close()
+        self._keys = keys
+        self._environment = os.environ | ({"PYTHONPATH": str(compiled.absolute())} if compiled else {})
 
     def offer(self, rate: float, seconds: float) -> Offer:
         return self._offer([(round(rate * seconds), 0, rate)])
@@ -166,11 +157,26 @@ class Dnat:
         for path in (*self._state.glob("leases.sqlite*"), *self._state.glob("first-start")):
             path.unlink()
         up = [control.DNATCTL, "up", "--config", str(self._configuration)]
-        netns.run(up, self._network.servers, check=True, capture_output=True, timeout=60)
+        netns.run(up, self._network.servers, check=True, capture_output=True, timeout=60, env=self._environment)
         try:
             yield int((RUN_DIRECTORY / self._network.servers / "daemon.pid").read_text())
         finally:
             netns.run([control.DNATCTL, "down"], self._network.servers, check=True, capture_output=True, timeout=60)
+
+
+async def write_keys(network: Network) -> list[bytes]:
+    """Give every host a key; returns them."""
+    keys = [secrets.token_bytes(32) for _ in range(HOSTS)]
+    store = SqliteKeyStore(STATE_DIRECTORY / network.servers / "keys.sqlite")
+    await store.open()
+    await store.transact(
+        [
+            PutKey(KeyRecord(Key(n + 1, key), f"host{n}", (n + 1).to_bytes(16), KeyState.ACTIVE, False, 1.0 + n))
+            for n, key in enumerate(keys)
+        ]
+    )
+    await store.close()
+    return keys
 
 
 class Kea:
@@ -258,10 +264,13 @@ SHORT = Extent(rounds=1, seconds=1, start=2000.0, step=1.6)
 
 
 def run(extent: Extent, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Both servers in turn: the highest rate that each keeps, and its renewals while busy with half of that."""
+    """The servers in turn: the highest rate that each keeps, and its renewals while busy with half of that."""
     say("allocation: leases over a network, beside Kea")
-    with Network() as network, tempfile.TemporaryDirectory(prefix="dnat-bench-") as directory:
-        peers = (Dnat(network, Path(directory)), Kea(network, Path(directory)))
+    with Network() as network, tempfile.TemporaryDirectory(prefix="dnat-bench-") as name:
+        directory, keys = Path(name), asyncio.run(write_keys(network))
+        peers: list[Peer] = [Dnat(network, directory, keys), Kea(network, directory)]
+        if (COMPILED / "dnat").exists():
+            peers.insert(0, Dnat(network, directory, keys, COMPILED))
         rates: dict[str, list[float]] = {peer.name: [] for peer in peers}
         cpu: dict[str, list[float]] = {peer.name: [] for peer in peers}
         renewals: dict[str, list[list[float]]] = {peer.name: [] for peer in peers}

@@ -72,7 +72,7 @@ def _programs(plt: Any, results: dict[str, Any]) -> Any:
 def _leases(plt: Any, results: dict[str, Any]) -> Any:
     rows = results["allocation"]
     figure, (rate, wait) = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
-    colours = dict(zip((row["what"] for row in rows), ("#2471a3", "#c0392b"), strict=True))
+    colours = dict(zip((row["what"] for row in rows), ("#2471a3", "#7fb3d5", "#c0392b")[-len(rows) :], strict=True))
     for row in rows:
         name, value = row["what"], row["per_second"]
         error = [[value["median"] - value["low"]], [value["high"] - value["median"]]]

@@ -16,7 +16,9 @@ from typing import Any
 from dnat.dataplane import loader
 from dnat.dataplane.router import RouterPlane
 from dnat.lab.etcd import Member, command, is_healthy, launch, on_the_loopback
+from dnat.leases.pool import Pool
 from dnat.leases.records import LeaseRecord, PutLease
+from dnat.leases.table import LeaseTable
 from dnat.store import PublishedPool, SqliteStore
 from dnat.store.base import many_records
 from dnat.store.etcd.client import Cluster
@@ -58,13 +60,13 @@ def run(rounds: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
             def restore(name: str, readers: dict[str, Read] = readers, parts: dict[str, list[float]] = parts) -> float:
                 plane.set_owners(())
                 started = time.perf_counter()
-                leases = readers[name]()
-                parts[name].append(time.perf_counter() - started)
-                # As the router role does it.
+                # As the daemon does it.
                 with many_records():
+                    leases = readers[name]()
+                    parts[name].append(time.perf_counter() - started)
                     owners = {each.id: Owner(each.address, each.ports, each.protocol, each.host) for each in leases}
-                plane.set_owners(owners.values())
-                spent = time.perf_counter() - started
+                    plane.set_owners(owners.values())
+                    spent = time.perf_counter() - started
                 held = sum(len(owner.ports) for owner in plane.owners())
                 if held != PORTS:
                     raise RuntimeError(f"the maps have owners of {held} ports instead of {PORTS}")
@@ -124,6 +126,8 @@ async def _fill(
         store = SqliteStore(path)
         state = await store.open(time.time())
         await store.close()
+        # The server beside the router has its lease table before the router has its owners.
+        LeaseTable(Pool(POOL.addresses, POOL.ports)).load(state.records, state.holds)
         return state.records
 
     async def from_etcd() -> Sequence[LeaseRecord]:

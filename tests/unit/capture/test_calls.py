@@ -165,7 +165,7 @@ def test_a_file_that_is_no_capture_is_refused(tmp_path: Path) -> None:
     path.write_text("not a capture")
     with pytest.raises(UsageError, match="no capture file"):
         read_traffic(path)
-    with pytest.raises(UsageError, match="missing.pcap cannot be read: No such file"):
+    with pytest.raises(UsageError, match=r"missing\.pcap cannot be read: No such file"):
         read_traffic(tmp_path / "missing.pcap")
 
 

@@ -105,5 +105,5 @@ def test_a_file_is_read(scene: Scene, tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="missing.pcap cannot be read: No such file"):
+    with pytest.raises(UsageError, match=r"missing\.pcap cannot be read: No such file"):
         sniff.read(tmp_path / "missing.pcap", print)

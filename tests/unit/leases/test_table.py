@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -52,6 +53,16 @@ def test_blocks_are_aligned_and_not_predictable(table: LeaseTable) -> None:
     first = [give(LeaseTable(POOL), A, ANY_BLOCK).ports.first for _ in range(100)]
     assert {each % 64 for each in first} == {0}
     assert len(set(first)) == 8
+
+
+def test_identifiers_grow_with_time_and_differ_within_a_moment(table: LeaseTable) -> None:
+    moment, later = (
+        give(table, A, Want(1, Protocol.UDP, Purpose.EXPLICIT, lifetime=60), now) for now in (2e9, 2e9 + 0.001)
+    )
+    assert 0 < moment.id < later.id < 2**63
+    draws = itertools.chain([0] * 4, itertools.count())
+    same = [table.grant(B, LAN, ANY_BLOCK, n, 2e9, choose=lambda n: next(draws) % n)[0].id for n in range(2)]
+    assert len({*same, moment.id}) == 3
 
 
 def test_small_wants_leave_whole_blocks_to_others(table: LeaseTable) -> None:
