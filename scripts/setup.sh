@@ -10,6 +10,8 @@ lab_packages+=(dnsmasq-base isc-dhcp-client kea-dhcp4-server iptables)
 lab_packages+=(libfaketime)
 # The role sip, and the other phones of its tests.
 lab_packages+=(kamailio kamailio-tls-modules kamailio-sqlite-modules openssl linphone-cli sip-tester)
+# The compiled form of the port server's modules.
+lab_packages+=(gcc libc6-dev python3-dev)
 # What dnat is compared with; Kea's load generator is in kea-admin.
 lab_packages+=(rtpengine-daemon kea-admin)
 
