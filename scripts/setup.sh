@@ -5,7 +5,7 @@ set -euo pipefail
 
 packages=(python3-venv python3-bpfcc python3-nftables python3-cryptography linux-libc-dev iproute2 nftables)
 lab_packages=(etcd-server baresip-core tcpdump iputils-ping traceroute mtr-tiny iperf3 curl ethtool coturn man-db systemd)
-lab_packages+=(dnsmasq-base isc-dhcp-client kea-dhcp4-server iptables)
+lab_packages+=(dnsmasq-base isc-dhcp-client kea-dhcp4-server iptables e2fsprogs)
 # Clocks that are set, in tests.
 lab_packages+=(libfaketime)
 # The role sip, and the other phones of its tests.

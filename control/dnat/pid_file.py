@@ -31,9 +31,13 @@ def lock(path: Path) -> IO[str]:
                 file.close()
                 raise AlreadyUpError("dnat is already up here; see: dnatctl status") from None
             time.sleep(0.02)
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
+    try:
+        file.truncate(0)
+        # At once: what stays in a buffer would be written, and fail, when the file is closed.
+        os.write(file.fileno(), f"{os.getpid()}\n".encode())
+    except OSError as error:
+        file.close()
+        raise PlatformError(f"{path} cannot be written: {error.strerror}") from None
     return file
 
 

@@ -24,7 +24,7 @@ from dnat.daemon.wishes import describe_lease
 from dnat.dataplane import loader
 from dnat.dataplane.attach import Direction
 from dnat.dataplane.host import HostPlane, Policy
-from dnat.errors import DnatError, PeerError, UsageError
+from dnat.errors import DnatError, PeerError, PlatformError, UsageError
 from dnat.instance import Instance
 from dnat.pap.messages import Want
 from dnat.system import dhcp, links, sockets
@@ -215,7 +215,8 @@ class HostRole:
     async def map(self, protocol: Protocol, local_port: int, port: int | None) -> dict[str, Any]:
         """Bind a local port to a port of the external address until ``unmap``, leasing it if need be.
 
-        Raises UsageError for what cannot be mapped, PeerError when the port cannot be had.
+        Raises UsageError for what cannot be mapped, PeerError when the port cannot be had, PlatformError when
+        the mapping cannot be written down.
         """
         if protocol not in (Protocol.TCP, Protocol.UDP):
             raise UsageError("only TCP and UDP ports can be mapped")
@@ -229,11 +230,18 @@ class HostRole:
         if port is not None and self._mappings.within(PortRange(port, port), protocol):
             raise UsageError(f"{protocol.label} port {port} is mapped already; `dnatctl show bindings` says to what")
         held = port is not None and any(holds(lease, port, protocol) for lease in leases)
+        granted = None
         if not held:
-            port = (await self._leasing.request(self._want_for_mapping(protocol, local_port, port))).lease.ports.first
+            granted = (await self._leasing.request(self._want_for_mapping(protocol, local_port, port))).lease
+            port = granted.ports.first
         assert port is not None
         mapping = Mapping(protocol, local_port, port, not held)
-        self._mappings.add(mapping)
+        try:
+            self._mappings.add(mapping)
+        except PlatformError:
+            if granted is not None:
+                await self._leasing.release([granted.id])
+            raise
         await self._apply()
         return self._describe_mapping(mapping)
 

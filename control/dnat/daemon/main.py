@@ -332,7 +332,15 @@ def run(config: Config, pipe: int | None = None) -> int:
         with pid_file.lock(instance.pid_file):
             _serve_or_undo(instance, config, readiness)
     except DnatError as error:
-        log.error("%s", error)
-        readiness.tell(error=error)
-        return error.exit_code
+        return _failed(error, readiness)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _failed(PlatformError(f"{error.filename} cannot be used: {error.strerror}"), readiness)
     return 0
+
+
+def _failed(error: DnatError, readiness: Readiness) -> int:
+    log.error("%s", error)
+    readiness.tell(error=error)
+    return error.exit_code

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from dnat.errors import PlatformError
 from dnat.types import Lease, PortRange, Protocol, Purpose
 
 log = logging.getLogger(__name__)
@@ -48,21 +49,26 @@ class Mappings:
         return self._mappings.get((protocol, local_port))
 
     def add(self, mapping: Mapping) -> None:
+        """Raises PlatformError when it cannot be written down; then it is not added."""
+        self._save([*self, mapping])
         self._mappings[mapping.protocol, mapping.local_port] = mapping
-        self._save()
 
     def remove(self, mapping: Mapping) -> None:
+        """Raises PlatformError when that cannot be written down; then it stays."""
+        self._save([each for each in self if each != mapping])
         del self._mappings[mapping.protocol, mapping.local_port]
-        self._save()
 
     def within(self, ports: PortRange, protocol: Protocol) -> list[Mapping]:
         """Those whose outside port is one of ``ports``."""
         return [each for each in self if each.port in ports and each.protocol.overlaps(protocol)]
 
-    def _save(self) -> None:
+    def _save(self, mappings: list[Mapping]) -> None:
         fresh = self._path.with_suffix(".new")
-        fresh.write_bytes(msgspec.json.encode(list(self)))
-        fresh.replace(self._path)
+        try:
+            fresh.write_bytes(msgspec.json.encode(mappings))
+            fresh.replace(self._path)
+        except OSError as error:
+            raise PlatformError(f"{self._path} cannot be written, so nothing was changed: {error.strerror}") from None
 
 
 def lease_of(mapping: Mapping, leases: Iterable[Lease]) -> Lease | None:
