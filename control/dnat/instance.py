@@ -66,6 +66,11 @@ class Instance:
         return self.run / "programs.json"
 
     @property
+    def configuration_in_use(self) -> Path:
+        """A copy of the file that the daemon came up with: what `reload` goes back to."""
+        return self.run / "dnat.toml"
+
+    @property
     def clock(self) -> Path:
         """Where the server's clock stands in this boot."""
         return self.run / "clock.json"

@@ -330,6 +330,51 @@ def _comes_back(phone: Node, lab: Lab) -> None:
     eventually(lambda: _reaches(phone, lab), "the phone speaks from the external address again", REPAIR_SECONDS)
 
 
+def test_a_firewall_that_flushes_everybodys_rules(settled: Lab) -> None:
+    """As `nft -f /etc/nftables.conf` and a start of firewalld do."""
+    router, device = settled["router"].namespace, settled["sip"]
+    before = run(router, "nft", "-s", "list", "ruleset")
+    run(router, "nft", "flush", "ruleset")
+    eventually(lambda: run(router, "nft", "-s", "list", "ruleset") == before, "the table is back", REPAIR_SECONDS)
+    device.dnatctl("down")
+    assert device.run("curl", "-sS", "-m", "5", f"http://{settled.ext}/").stdout.startswith("203.0.113.1:")
+    device.dnatctl("up")
+    assert "repaired: made the nftables table" in settled["router"].log()
+
+
+def test_filters_and_settings_that_somebody_removes(settled: Lab) -> None:
+    for name, interface, key in (("phone1", "eth0", "conf.eth0.arp_ignore"), ("router", "lan", "ip_forward")):
+        namespace = settled[name].namespace
+        run(namespace, "tc", "qdisc", "del", "dev", interface, "clsact")
+        run(namespace, "sysctl", "-qw", f"net.ipv4.{key}=0")
+        shown = ("tc", "filter", "show", "dev", interface, "ingress")
+        eventually(lambda n=namespace, s=shown: "dnat_" in run(n, *s, check=False), "the programs are back", 20)
+        wanted = ("sysctl", "-n", f"net.ipv4.{key}")
+        eventually(lambda n=namespace, w=wanted: run(n, *w) == "1\n", "the setting is back", REPAIR_SECONDS)
+    _comes_back(settled["phone1"], settled)
+
+
+def test_several_default_routes_and_ipv6(settled: Lab) -> None:
+    """A second way out, which is better, comes and goes; and IPv6 is none of dnat's business."""
+    phone = settled["phone1"]
+    before = phone.ports("ephemeral")
+    ip(phone.namespace, "link add other type veth peer name far; addr add 172.31.0.1/24 dev other")
+    ip(phone.namespace, "link set other up; link set far up; route add default via 172.31.0.254 metric 50")
+    run(phone.namespace, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=0", "net.ipv6.conf.eth0.disable_ipv6=0")
+    ip(phone.namespace, "-6 addr add fd00::11/64 dev eth0 nodad; -6 route add default via fd00::1")
+    _comes_back(phone, settled)
+    assert phone.ports("ephemeral") == before
+    phone.dnatctl("down")
+    routes = run(phone.namespace, "ip", "route", "show", "default")
+    assert "via 172.31.0.254" in routes and "via 10.66.0.1" in routes and "src" not in routes
+    phone.dnatctl("up")
+    _comes_back(phone, settled)
+    assert phone.ports("ephemeral") == before
+    ip(phone.namespace, "link del other")
+    run(phone.namespace, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
+    _comes_back(phone, settled)
+
+
 def _goes_down(phone: Node, interface: str) -> None:
     """Nothing stays on the interface."""
     phone.dnatctl("down")

@@ -233,3 +233,23 @@ def test_a_configuration_that_does_not_hold_changes_nothing(lab: Lab) -> None:
     path.write_text(good)
     assert router.pid() == pid
     assert json.loads(router.dnatctl("status", "-o", "json").stdout)["pid"] == pid
+
+
+def test_reload_of_what_does_not_work_goes_back(routed_lab: Lab, tmp_path: Path) -> None:
+    """A file that holds and yet cannot be: the machine stays what it was."""
+    phone = routed_lab["phone1"]
+    before = phone.leases()
+    path = tmp_path / "dnat.toml"
+    path.write_text('[host]\ninterface = "nothing0"\n')
+    said = phone.dnatctl("reload", "--config", str(path), code=4).stderr
+    assert "no interface called nothing0" in said and "the former configuration is in use again" in said
+    assert len(said.splitlines()) == 1
+    assert "up as host" in phone.dnatctl("status").stdout
+    assert phone.leases() == before
+    # What is in use is what the next one goes back to.
+    path.write_text("[host]\ntranslated_ports = 48\n")
+    phone.dnatctl("reload", "--config", str(path))
+    path.write_text('[host]\ninterface = "nothing0"\n')
+    phone.dnatctl("reload", "--config", str(path), code=4)
+    assert "48" in (phone.runtime / "dnat.toml").read_text()
+    phone.dnatctl("reload")

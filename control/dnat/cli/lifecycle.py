@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -43,6 +44,7 @@ def up(path: Path | None, foreground: bool) -> None:
     if foreground:
         from dnat.daemon.main import run
 
+        keep(instance, path)
         sys.exit(run(config))
     summary = _running(instance)
     if summary is None:
@@ -152,10 +154,24 @@ def start(instance: Instance, path: Path | None) -> str:
         raise DnatError(_last_words(instance))
     word = json.loads(said)
     if word["kind"] is None:
+        keep(instance, path)
         return str(word["message"])
     daemon.wait()
     kind = getattr(errors, word["kind"], DnatError)
     raise kind(word["message"])
+
+
+def keep(instance: Instance, path: Path | None) -> None:
+    """Remember what the daemon was configured with. Without it `reload` has nothing to go back to, and that is all."""
+    kept = instance.configuration_in_use
+    if path == kept:
+        return
+    with contextlib.suppress(OSError):
+        instance.run.mkdir(parents=True, exist_ok=True)
+        kept.unlink(missing_ok=True)
+        text = path.read_bytes() if path else b""
+        with os.fdopen(os.open(kept, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(text)
 
 
 def _last_words(instance: Instance) -> str:

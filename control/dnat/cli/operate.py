@@ -9,7 +9,7 @@ import click
 from dnat import config as configuration
 from dnat.cli import lifecycle, words
 from dnat.client import Client
-from dnat.errors import UsageError
+from dnat.errors import DnatError, UsageError
 from dnat.instance import Instance
 from dnat.types import PortRange
 
@@ -63,7 +63,8 @@ def drain(addresses: tuple[str, ...], off: bool) -> None:
 def reload(path: Path | None) -> None:
     """Take up a changed configuration: the daemon is started anew while its data plane goes on.
 
-    A file that does not hold changes nothing. Leases that a server's pool has no longer are taken back at once.
+    A file that does not hold changes nothing; after one that does not work the former is taken up again. Leases that a
+    server's pool has no longer are taken back at once.
     """
     from dnat.system.netns import require_root
 
@@ -74,4 +75,11 @@ def reload(path: Path | None) -> None:
     with Client(instance.socket) as client:
         client.call("stop")
     lifecycle.wait_for_end(instance)
-    click.echo(f"up: {lifecycle.start(instance, path)}")
+    try:
+        click.echo(f"up: {lifecycle.start(instance, path)}")
+    except DnatError as error:
+        former = instance.configuration_in_use
+        if not former.exists():
+            raise
+        lifecycle.start(instance, former)
+        raise type(error)(f"{error} (the former configuration is in use again)") from None
