@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
-from inside import ip, run
+from inside import ip, run, snapshot
 from nodes import Lab, Node, eventually
 
+from dnat.dataplane import attach
+from dnat.instance import Instance
 from dnat.lab import builder, control
 from dnat.lab.topology import Topology
 from dnat.system import netns
@@ -343,12 +346,16 @@ def test_a_firewall_that_flushes_everybodys_rules(settled: Lab) -> None:
 
 
 def test_filters_and_settings_that_somebody_removes(settled: Lab) -> None:
-    for name, interface, key in (("phone1", "eth0", "conf.eth0.arp_ignore"), ("router", "lan", "ip_forward")):
+    settings = {"phone1": ("host", "eth0", "conf.eth0.arp_ignore"), "router": ("router", "lan", "ip_forward")}
+    for name, (role, interface, key) in settings.items():
         namespace = settled[name].namespace
-        run(namespace, "tc", "qdisc", "del", "dev", interface, "clsact")
+        before = _programs(namespace, interface)
+        with netns.enter(namespace):
+            attach.detach(interface, "ingress", pins=Instance(namespace).pins(role), clsact_added=False)
         run(namespace, "sysctl", "-qw", f"net.ipv4.{key}=0")
-        shown = ("tc", "filter", "show", "dev", interface, "ingress")
-        eventually(lambda n=namespace, s=shown: "dnat_" in run(n, *s, check=False), "the programs are back", 20)
+        assert _programs(namespace, interface) != before
+        back = partial(lambda n, i, b: _programs(n, i) == b, namespace, interface, before)
+        eventually(back, "the programs are back", REPAIR_SECONDS)
         wanted = ("sysctl", "-n", f"net.ipv4.{key}")
         eventually(lambda n=namespace, w=wanted: run(n, *w) == "1\n", "the setting is back", REPAIR_SECONDS)
     _comes_back(settled["phone1"], settled)
@@ -375,11 +382,16 @@ def test_several_default_routes_and_ipv6(settled: Lab) -> None:
     _comes_back(phone, settled)
 
 
+def _programs(namespace: str, interface: str) -> str:
+    """What is on an interface's hooks, by tcx or by clsact."""
+    places = (f" of {interface}", f"tc filter show dev {interface} ingress", f"tc filter show dev {interface} egress")
+    return "".join(text for place, text in snapshot(namespace).items() if place.endswith(places))
+
+
 def _goes_down(phone: Node, interface: str) -> None:
     """Nothing stays on the interface."""
     phone.dnatctl("down")
-    for direction in ("ingress", "egress"):
-        assert run(phone.namespace, "tc", "filter", "show", "dev", interface, direction, check=False) == ""
+    assert _programs(phone.namespace, interface) == ""
     assert "clsact" not in run(phone.namespace, "tc", "qdisc", "show", "dev", interface)
     for key in ("arp_ignore", "arp_announce", "accept_local"):
         assert run(phone.namespace, "sysctl", "-n", f"net.ipv4.conf.{interface}.{key}") == "0\n", key
