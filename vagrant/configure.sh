@@ -19,15 +19,12 @@ case $node in
     ext)
         [ -e /run/services.pid ] || $python -m dnat.lab.services /run/services.pid
         ;;
-    router)
-        $python -c 'from dnat.lab.topology import Topology; print(Topology().node("router").configuration)' \
-            > /etc/dnat/dnat.toml
-        systemctl enable -q dnat
-        systemctl start dnat
-        ;;
     *)
+        [ "$node" != router ] ||
+            $python -c 'from dnat.lab.topology import Topology; print(Topology().node("router").configuration)' \
+                > /etc/dnat/dnat.toml
         systemctl enable -q dnat
-        # The router may not be up yet: the unit tries again.
+        # An emulated machine may take longer than systemd waits, and the router may not be up yet: the unit tries again.
         systemctl start --no-block dnat
         ;;
 esac

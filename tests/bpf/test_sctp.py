@@ -11,7 +11,7 @@ from network import OWN_PORTS, Network
 
 PORTS = {"a": OWN_PORTS["a"].first, "b": OWN_PORTS["b"].first, "ext": 7777}
 MESSAGES = [bytes([number]) * size for number in range(100) for size in (1, 4000)]
-"""Small ones share a packet, large ones fill several."""
+"""Small ones share a packet, large ones fill several, and several packets go as one through the interfaces."""
 
 
 def opened(network: Network, node: str, port: int) -> socket.socket:
@@ -39,6 +39,8 @@ def test_an_association_over_leased_ports(network: Network, client: str, server:
             assert sender == near.getsockname()
             carry(near, far)
             carry(far, near)
+            for node in (client, server):
+                assert "SctpChecksumErrors 0" in " ".join(network.run(node, "cat /proc/net/sctp/snmp").split())
 
 
 def test_no_association_over_a_port_that_is_not_leased(network: Network) -> None:

@@ -19,6 +19,8 @@
 
 /* Longest run of headers before a transport header: Ethernet, IP with options. */
 #define NETWORK_HEADERS_MAX (ETH_HLEN + 60)
+/* gso_size of several SCTP packets in one (linux/skbuff.h). */
+#define GSO_BY_FRAGS 0xffff
 #define PRIORITY_TAGS 2
 #define VLAN_NUMBER 0xfff
 #define IPV4_MORE_FRAGMENTS 0x2000
@@ -38,12 +40,14 @@ static __always_inline void *packet_end(const struct __sk_buff *skb)
 }
 
 /* Packets of AF_PACKET rings and of some drivers keep their headers outside of the linear part. What TCP
- * sends keeps its payload there, and is left so: a pull copies the buffer. */
+ * sends keeps its payload there, and is left so: a pull copies the buffer. Several packets that SCTP sends as
+ * one have their headers in it, and behind them a list of packets, from which nothing may be taken: the
+ * kernel crashes when it comes to take them apart (seen with 6.1). */
 static __always_inline void make_linear(struct __sk_buff *skb, __u32 octets)
 {
 	__u32 wanted = skb->len < octets ? skb->len : octets;
 
-	if (RARELY(packet_start(skb) + wanted > packet_end(skb)))
+	if (RARELY(packet_start(skb) + wanted > packet_end(skb)) && skb->gso_size != GSO_BY_FRAGS)
 		bpf_skb_pull_data(skb, wanted);
 }
 

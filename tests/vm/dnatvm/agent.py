@@ -23,7 +23,7 @@ def main() -> None:
                 os.wait()
             except ChildProcessError:
                 time.sleep(1)
-    if os.getppid() == 1:
+    if os.getsid(0) != os.getpid():
         os.setsid()
     for port in Path("/sys/class/virtio-ports").iterdir():
         if (port / "name").read_text().strip() == NAME:
