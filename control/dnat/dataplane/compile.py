@@ -29,13 +29,14 @@ def compile_role(role: abi.Role, maps: Path, programs: Path, extra: str = "") ->
     PlatformError.
     """
     with tempfile.TemporaryDirectory(prefix="dnat-headers-") as headers:
-        os.environ["BCC_KERNEL_SOURCE"] = str(make_shim(Path(headers)))
+        os.environ["BCC_KERNEL_SOURCE"] = headers
+        including = make_shim(Path(headers))
         try:
             from bcc import BPF
         except ImportError as error:
             raise PlatformError(f"bcc cannot be imported ({error}): install the package python3-bpfcc") from error
         descriptors = {name: object_get(maps / name) for name in abi.MAPS[role]}
-        options = [*WARNINGS, f"-I{SOURCES / 'include'}", *abi.map_definitions(role, descriptors)]
+        options = [*WARNINGS, *including, f"-I{SOURCES / 'include'}", *abi.map_definitions(role, descriptors)]
         sources = [(SOURCES / name).read_text() for name in abi.SOURCE_FILES[role]]
         text = "\n".join((*sources, abi.assertions(), extra, ""))
         try:
