@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from ipaddress import IPv4Address
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dnat.daemon.api import Method
-from dnat.daemon.server import ServerRole
 from dnat.errors import UsageError
 from dnat.leases.records import LeaseRecord
 from dnat.pap.messages import Result
 from dnat.store import Period, Tenure
 from dnat.types import PortRange
+
+if TYPE_CHECKING:
+    from dnat.daemon.server import ServerRole
 
 
 class LeaseMethods:
