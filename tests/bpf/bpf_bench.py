@@ -18,7 +18,7 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
-from dnat.dataplane import abi
+from dnat.dataplane import abi, objects
 from dnat.dataplane.bpf import object_get, program_test_run
 from dnat.dataplane.host import HostPlane, Policy
 from dnat.dataplane.loader import program_pin
@@ -80,7 +80,7 @@ class Bench:
 
     def __init__(self, pins: Path, plane: HostPlane | RouterPlane) -> None:
         self.plane = plane
-        self._programs = {name: object_get(program_pin(pins, name)) for name in abi.PROGRAMS[plane.role]}
+        self._programs = {name: object_get(program_pin(pins, name)) for name in objects.PROGRAMS[plane.role]}
         self.reset()
 
     def reset(self) -> None:

@@ -57,8 +57,8 @@ class RouterModel:
     says: Mapping[str, bytes]
     """The router's address in ICMP errors, by the program that they answer."""
     held: Callable[[], int]
-    """Fragments that the router says it has held. Where one finds no room depends on a hash of its source, and on
-    nothing that the verdict says.
+    """Fragments that the router says it has held so far. Where one finds no room depends on a hash of its source, and
+    on nothing that the verdict says.
     """
     datagrams: dict[tuple[bytes, ...], Datagram] = field(default_factory=dict)
     counted: Counter[str] = field(default_factory=Counter)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dnat.dataplane import abi, loader
+from dnat.dataplane import abi, loader, objects
 from dnat.dataplane.bpf import Map, MapType, map_create, object_pin
 from dnat.dataplane.host import HostPlane
 from dnat.errors import PlatformError
@@ -26,7 +26,7 @@ def own_pins(pins: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
     def pretend(role: abi.Role, maps: Path, programs: Path) -> None:
         compiled.append(maps)
-        for name in abi.PROGRAMS[role]:
+        for name in objects.PROGRAMS[role]:
             object_pin(Map.pinned(maps / "counters").fd, programs / name)
 
     monkeypatch.setattr(loader, "_compile", pretend)

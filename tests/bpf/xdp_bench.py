@@ -11,7 +11,7 @@ from pathlib import Path
 from bpf_bench import MAC_REMOTE, OWN_EXTERNAL, REDIRECT, REMOTE, Outcome, RouterBench, mac
 from scapy.packet import Packet
 
-from dnat.dataplane import abi
+from dnat.dataplane import abi, objects
 from dnat.dataplane.bpf import object_get, program_test_run
 from dnat.dataplane.loader import program_pin
 from dnat.system import netns
@@ -32,7 +32,7 @@ class RouterXdpBench(RouterBench):
 
     def __init__(self, pins: Path) -> None:
         self.lan_ifindex, self.wan_ifindex = socket.if_nametoindex("lan"), socket.if_nametoindex("wan")
-        self._at_xdp = {name: object_get(program_pin(pins, name)) for name in abi.XDP_PROGRAMS["router"]}
+        self._at_xdp = {name: object_get(program_pin(pins, name)) for name in objects.XDP_PROGRAMS["router"]}
         super().__init__(pins)
 
     def reset(self) -> None:

@@ -7,13 +7,13 @@ from dnatvm.packets import PYTHON, run_tests
 
 LOAD = """
 from pathlib import Path
-from dnat.dataplane import abi, loader
+from dnat.dataplane import loader, objects
 loader.ensure_bpffs()
 for role in ("host", "router"):
     pins = loader.BPFFS / f"load-{role}"
     assert loader.ensure_loaded(role, pins)
     names = sorted(path.name for path in loader.program_pin(pins, "x").parent.iterdir())
-    assert names == sorted((*abi.PROGRAMS[role], *abi.XDP_PROGRAMS[role])), names
+    assert names == sorted((*objects.PROGRAMS[role], *objects.XDP_PROGRAMS[role])), names
     print(role, *names)
 """
 PACKETS = [f"tests/bpf/test_{name}.py" for name in ("host_packets", "router_packets")]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dnat import key_file
 from dnat.daemon.api import Method
 from dnat.daemon.host import HostRole
-from dnat.daemon.server import ServerRole
 from dnat.errors import PeerError, UsageError
 from dnat.instance import Instance
 from dnat.pap.keyring import KeyRecord
 from dnat.pap.messages import Result
+
+if TYPE_CHECKING:
+    from dnat.daemon.server import ServerRole
 
 
 class KeyMethods:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from ipaddress import IPv4Address
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dnat.daemon.api import Method
-from dnat.daemon.server import ServerRole
 from dnat.errors import UsageError
 from dnat.leases.records import LeaseRecord
 from dnat.pap.messages import Result
-from dnat.store import Period, Tenure
 from dnat.types import PortRange
+
+if TYPE_CHECKING:
+    from dnat.daemon.server import ServerRole
+    from dnat.store import Tenure
 
 
 class LeaseMethods:
@@ -59,6 +61,8 @@ class LeaseMethods:
         """Times are seconds since 1970; a moment has both ends equal."""
         server = self._need_server()
         end = float("inf") if until is None else until
+        from dnat.store import Period
+
         period = Period(since, end, IPv4Address(address) if address else None, port)
         return {"tenures": [_describe(server, each) for each in await server.tenures(period)]}
 

@@ -30,21 +30,17 @@ from dnat.daemon.key_methods import KeyMethods
 from dnat.daemon.lease_methods import LeaseMethods
 from dnat.daemon.privileged import Privileged
 from dnat.daemon.programs import Programs
-from dnat.daemon.router import RouterRole
-from dnat.daemon.server import LanAddress, ServerRole, pool
-from dnat.daemon.sip import SipRole
 from dnat.daemon.view_methods import Roles, ViewMethods, measure
 from dnat.dataplane import loader
 from dnat.errors import DnatError, PlatformError, error_kind
 from dnat.instance import Instance
-from dnat.store import SqliteKeyStore, SqliteStore
-from dnat.store.base import many_records
 from dnat.system import links
 from dnat.system.journal import Journal
 from dnat.teardown import tear_down
 
 if TYPE_CHECKING:
     from dnat.daemon.metrics import MetricsServer
+    from dnat.daemon.server import LanAddress
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +119,8 @@ class Daemon:
             self._roles.programs = Programs(self._config.api, self._instance.programs, host)
             await host.start()
             if "sip" in self._config.roles:
+                from dnat.daemon.sip import SipRole
+
                 self._roles.sip = SipRole(self._instance, self._config.sip, host, self._privileged)
                 await self._roles.sip.start()
         if (listen := self._config.metrics.endpoint) is not None:
@@ -176,10 +174,16 @@ class Daemon:
 
     async def _start_server(self) -> None:
         """Server, and router beside it: routers know of a lease before the host that holds it does."""
+        from dnat.store.base import many_records
+
         with many_records():
             await self._start_server_and_router()
 
     async def _start_server_and_router(self) -> None:
+        from dnat.daemon.router import RouterRole
+        from dnat.daemon.server import ServerRole, pool
+        from dnat.store import SqliteKeyStore, SqliteStore
+
         settings = self._config.server
         lan = await self._privileged.run(_server_address, self._config)
         leasable = pool(settings)
@@ -230,6 +234,8 @@ class Daemon:
 
 def _server_address(config: Config) -> LanAddress:
     """The LAN address to serve. Raises PlatformError."""
+    from dnat.daemon.server import LanAddress
+
     if config.server.listen:
         wanted = IPv4Address(config.server.listen)
         for link in links.interfaces():

@@ -11,14 +11,14 @@ from dnat import __version__
 from dnat.daemon.api import ApiServer
 from dnat.daemon.host import HostRole
 from dnat.daemon.programs import Programs
-from dnat.daemon.router import RouterRole
-from dnat.daemon.server import ServerRole
-from dnat.daemon.sip import SipRole
 from dnat.errors import UsageError
 
 if TYPE_CHECKING:
     from dnat.daemon.clustered import ClusteredRouter
     from dnat.daemon.metrics import Measured
+    from dnat.daemon.router import RouterRole
+    from dnat.daemon.server import ServerRole
+    from dnat.daemon.sip import SipRole
 
 SCHEMA = 1
 

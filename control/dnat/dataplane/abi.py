@@ -1,4 +1,4 @@
-"""The mirror of ``ebpf/include/dnat/abi.h``: numbers, structures and maps.
+"""The mirror of ``ebpf/include/dnat/abi.h``: numbers and structures.
 
 ``assertions`` turns all of it into C assertions that every compilation checks, so the two cannot drift apart.
 """
@@ -9,10 +9,8 @@ import ctypes
 import enum
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal
 
-from dnat.dataplane.bpf import MapType
 from dnat.types import Protocol
 
 Role = Literal["host", "router"]
@@ -428,109 +426,6 @@ _STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "fragment": Fragment,
     "held": Held,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class MapSpec:
-    """Shape of one map; what it is for stands beside its ``MAP`` in the C headers."""
-
-    kind: MapType
-    key_size: int
-    """Octets."""
-    value_size: int
-    """Octets."""
-    entries: int
-
-
-def _map(kind: MapType, key: type[ctypes._CData] | int, value: type[ctypes._CData] | int, entries: int) -> MapSpec:
-    key_size, value_size = (size if isinstance(size, int) else ctypes.sizeof(size) for size in (key, value))
-    return MapSpec(kind, key_size, value_size, entries)
-
-
-INNER_OWNERS = _map(MapType.ARRAY, 4, PortOwner, 65536)
-"""What the map ``owners`` holds for each external address."""
-
-SCRATCH_SIZE = 44
-"""Octets of ``struct draw``, which user space never reads."""
-PACKET_SIZE = 40
-"""Octets of ``struct packet``, which user space never reads."""
-JOB_SIZE = PACKET_SIZE + 24
-"""Octets of ``struct job``, likewise."""
-CUTTING_SIZE = 2 * 9216
-"""Octets of ``struct cutting``, likewise."""
-
-_SHARED = {
-    "counters": _map(MapType.PERCPU_ARRAY, 4, 8, COUNTERS),
-    "fragments": _map(MapType.LRU_HASH, FragmentKey, Fragment, FRAGMENTS_MAX),
-}
-
-MAPS: dict[Role, dict[str, MapSpec]] = {
-    "host": _SHARED
-    | {
-        "config": _map(MapType.ARRAY, 4, HostConfig, 1),
-        "ports": _map(MapType.ARRAY, 4, PortWord, PORT_WORDS),
-        "pool": _map(MapType.ARRAY, 4, 4, POOL_WORDS_MAX),
-        "usage": _map(MapType.ARRAY, 4, PoolUsage, TRANSLATED_CLASSES),
-        "pool_events": _map(MapType.RINGBUF, 0, 0, POOL_EVENTS_SIZE),
-        "ids": _map(MapType.ARRAY, 4, 4, IDS_MAX),
-        "peers": _map(MapType.LRU_HASH, PeerKey, 8, PEERS_MAX),
-        "bindings_out": _map(MapType.HASH, PortKey, Binding, BINDINGS_MAX),
-        "scratch": _map(MapType.PERCPU_ARRAY, 4, SCRATCH_SIZE, 1),
-        "bindings_in": _map(MapType.HASH, PortKey, Inward, BINDINGS_MAX),
-    },
-    "router": _SHARED
-    | {
-        "config": _map(MapType.ARRAY, 4, RouterConfig, 1),
-        "addresses": _map(MapType.HASH, 4, Address, ADDRESSES_MAX),
-        "owners": _map(MapType.ARRAY_OF_MAPS, 4, 4, EXTERNALS_MAX),
-        "hosts": _map(MapType.ARRAY, 4, Host, HOSTS_MAX),
-        "links": _map(MapType.ARRAY, 4, Link, LINKS),
-        "ways": _map(MapType.PERCPU_ARRAY, 4, Way, WAYS_MAX),
-        "offences": _map(MapType.RINGBUF, 0, 0, OFFENCES_SIZE),
-        "offence_budget": _map(MapType.ARRAY, 4, OffenceBudget, 1),
-        "error_budget": _map(MapType.ARRAY, 4, OffenceBudget, ERROR_KINDS),
-        "stages": _map(MapType.PROG_ARRAY, 4, 4, STAGES),
-        "job": _map(MapType.PERCPU_ARRAY, 4, JOB_SIZE, 1),
-        "cutting": _map(MapType.PERCPU_ARRAY, 4, CUTTING_SIZE, 1),
-        "waiting": _map(MapType.HASH, 4, Held, WAITING_MAX),
-        "holding": _map(MapType.PERCPU_ARRAY, 4, Held, 1),
-    },
-}
-
-PROGRAMS: dict[Role, tuple[str, ...]] = {
-    "host": ("host_out", "host_in", "host_loop"),
-    "router": ("router_wan", "router_wan_l3", "router_lan", "router_loop"),
-}
-
-XDP_PROGRAMS: dict[Role, tuple[str, ...]] = {"host": (), "router": ("router_wan_xdp", "router_lan_xdp")}
-"""Programs for XDP, beside those of the same name at TC. At most 15 letters: the kernel keeps no more."""
-
-STAGE_PROGRAMS: dict[Role, dict[Stage, str]] = {
-    "host": {},
-    "router": {stage: f"router_{stage.name.lower()}" for stage in Stage},
-}
-"""Programs for rare work, which others of the role call by the map ``stages``."""
-
-SOURCE_FILES: dict[Role, tuple[str, ...]] = {
-    "host": ("host.c",),
-    "router": ("router.c", "router_stages.c", "router_xdp.c"),
-}
-"""One translation unit, in this order."""
-
-
-def map_definitions(role: Role, descriptors: dict[str, int]) -> list[str]:
-    """Compiler options that tell ``map.h`` which map is which, and what this module thinks of its shape."""
-    return [
-        f"-DMAP_{field}_{name}={value}"
-        for name, spec in MAPS[role].items()
-        for field, value in (
-            ("FD", descriptors[name]),
-            ("TYPE", int(spec.kind)),
-            ("KEY", spec.key_size),
-            ("VALUE", spec.value_size),
-            ("ENTRIES", spec.entries),
-        )
-    ]
 
 
 def assertions() -> str:

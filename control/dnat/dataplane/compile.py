@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from dnat.dataplane import abi
+from dnat.dataplane import abi, objects
 from dnat.dataplane.bpf import Map, object_get, object_pin
 from dnat.dataplane.shim import make_shim
 from dnat.dataplane.sources import SOURCES
@@ -29,23 +29,24 @@ def compile_role(role: abi.Role, maps: Path, programs: Path, extra: str = "") ->
     PlatformError.
     """
     with tempfile.TemporaryDirectory(prefix="dnat-headers-") as headers:
-        os.environ["BCC_KERNEL_SOURCE"] = str(make_shim(Path(headers)))
+        os.environ["BCC_KERNEL_SOURCE"] = headers
+        including = make_shim(Path(headers))
         try:
             from bcc import BPF
         except ImportError as error:
             raise PlatformError(f"bcc cannot be imported ({error}): install the package python3-bpfcc") from error
-        descriptors = {name: object_get(maps / name) for name in abi.MAPS[role]}
-        options = [*WARNINGS, f"-I{SOURCES / 'include'}", *abi.map_definitions(role, descriptors)]
-        sources = [(SOURCES / name).read_text() for name in abi.SOURCE_FILES[role]]
+        descriptors = {name: object_get(maps / name) for name in objects.MAPS[role]}
+        options = [*WARNINGS, *including, f"-I{SOURCES / 'include'}", *objects.map_definitions(role, descriptors)]
+        sources = [(SOURCES / name).read_text() for name in objects.SOURCE_FILES[role]]
         text = "\n".join((*sources, abi.assertions(), extra, ""))
         try:
             module = BPF(text=text.encode(), cflags=options)
-            for stage, name in abi.STAGE_PROGRAMS[role].items():
+            for stage, name in objects.STAGE_PROGRAMS[role].items():
                 fd = module.load_func(name.encode(), BPF.SCHED_CLS).fd
                 Map.pinned(maps / "stages").put(struct.pack("=I", stage), struct.pack("=i", fd))
-            for name in abi.PROGRAMS[role]:
+            for name in objects.PROGRAMS[role]:
                 object_pin(module.load_func(name.encode(), BPF.SCHED_CLS).fd, programs / name)
-            for name in abi.XDP_PROGRAMS[role]:
+            for name in objects.XDP_PROGRAMS[role]:
                 object_pin(module.load_func(name.encode(), BPF.XDP).fd, programs / name)
         # bcc raises bare Exceptions.
         except Exception as error:
@@ -55,7 +56,7 @@ def compile_role(role: abi.Role, maps: Path, programs: Path, extra: str = "") ->
 def main() -> int:
     """Command line of the subprocess that the loader starts."""
     parser = argparse.ArgumentParser(prog="python -m dnat.dataplane.compile")
-    parser.add_argument("--role", choices=list(abi.PROGRAMS), required=True)
+    parser.add_argument("--role", choices=list(objects.PROGRAMS), required=True)
     parser.add_argument("--maps", type=Path, required=True, help="directory with the pinned maps")
     parser.add_argument("--programs", type=Path, required=True, help="directory to pin the programs in")
     arguments = parser.parse_args()

@@ -17,7 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dnat.dataplane import abi, tcx
+from dnat.dataplane import abi, objects, tcx
 from dnat.dataplane.bpf import Map, MapType, map_create, object_pin
 from dnat.dataplane.sources import SOURCES
 from dnat.errors import PlatformError
@@ -25,7 +25,7 @@ from dnat.errors import PlatformError
 BPFFS = Path("/run/dnat/bpf")
 _BPFFS_MAGIC = 0xCAFE4A11
 _CLONE_NEWNS = 0x00020000
-_INFLUENCES = ("abi.py", "compile.py", "shim.py")
+_INFLUENCES = ("abi.py", "objects.py", "compile.py", "shim.py")
 _COMPILE_SECONDS = 120
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -121,7 +121,7 @@ def ensure_loaded(role: abi.Role, pins: Path) -> bool:
     if os.geteuid() != 0:
         raise PlatformError("loading the data plane needs root")
     programs = _programs_directory(pins)
-    complete = all((programs / name).exists() for name in (*abi.PROGRAMS[role], *abi.XDP_PROGRAMS[role]))
+    complete = all((programs / name).exists() for name in (*objects.PROGRAMS[role], *objects.XDP_PROGRAMS[role]))
     intact = _ensure_maps(role, maps_directory(pins))
     if complete and intact:
         return False
@@ -160,7 +160,7 @@ def _ensure_maps(role: abi.Role, directory: Path) -> bool:
     """Whether every map was there, in the right shape; those that were not are there now."""
     directory.mkdir(parents=True, exist_ok=True)
     intact = True
-    for name, spec in abi.MAPS[role].items():
+    for name, spec in objects.MAPS[role].items():
         path = directory / name
         if path.exists():
             if _has_shape(path, spec):
@@ -171,7 +171,7 @@ def _ensure_maps(role: abi.Role, directory: Path) -> bool:
     return intact
 
 
-def _has_shape(path: Path, spec: abi.MapSpec) -> bool:
+def _has_shape(path: Path, spec: objects.MapSpec) -> bool:
     try:
         found = Map.pinned(path)
     except OSError:
@@ -187,7 +187,7 @@ def _has_shape(path: Path, spec: abi.MapSpec) -> bool:
         found.close()
 
 
-def _create(name: str, spec: abi.MapSpec, path: Path) -> None:
+def _create(name: str, spec: objects.MapSpec, path: Path) -> None:
     inner = create_inner_owners() if spec.kind is MapType.ARRAY_OF_MAPS else 0
     try:
         fd = _map_create(name, spec, inner)
@@ -208,11 +208,11 @@ def _create(name: str, spec: abi.MapSpec, path: Path) -> None:
 
 def create_inner_owners() -> int:
     """File descriptor of an empty map of owners for one external address."""
-    spec = abi.INNER_OWNERS
+    spec = objects.INNER_OWNERS
     return _map_create("owners_inner", spec)
 
 
-def _map_create(name: str, spec: abi.MapSpec, inner_fd: int = 0) -> int:
+def _map_create(name: str, spec: objects.MapSpec, inner_fd: int = 0) -> int:
     return map_create(
         spec.kind,
         name,

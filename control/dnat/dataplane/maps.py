@@ -7,7 +7,7 @@ import struct
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from dnat.dataplane import abi
+from dnat.dataplane import abi, objects
 from dnat.dataplane.bpf import Map
 from dnat.dataplane.loader import maps_directory
 from dnat.errors import PlatformError
@@ -38,7 +38,7 @@ class Plane:
     def _open_maps(cls, pins: Path) -> dict[str, Map]:
         directory = maps_directory(pins)
         try:
-            return {name: Map.pinned(directory / name) for name in abi.MAPS[cls.role]}
+            return {name: Map.pinned(directory / name) for name in objects.MAPS[cls.role]}
         except FileNotFoundError as error:
             raise PlatformError(
                 f"no maps of the {cls.role} are pinned in {directory}: load the programs first"

@@ -41,34 +41,30 @@ _STUBS = {
     "include/linux/if.h": "#define IFNAMSIZ 16\n",
     # bcc carries its own copy and includes it first.
     "include/uapi/linux/bpf.h": "",
-    "include/generated/uapi/linux/version.h": "",
+    # bcc looks for it to see that this is a tree.
+    "include/generated/uapi/linux/version.h": f'#include "{UAPI}/linux/version.h"\n',
 }
 
+_OF_BCC = ("if_ether.h", "if_packet.h", "ptrace.h")
+"""Headers that bcc's own ask for below uapi/."""
 
-def make_shim(root: Path) -> Path:
-    """Fill ``root`` (which may exist already) with the tree to name in ``BCC_KERNEL_SOURCE``; returns
-    ``root``.
 
-    Raises PlatformError when the UAPI headers are not installed.
+def make_shim(root: Path) -> list[str]:
+    """Fill ``root`` (which may exist already) with the tree to name in ``BCC_KERNEL_SOURCE``; returns options that the
+    compiler needs beside it.
+
+    The tree holds only what differs from the UAPI headers, which the compiler looks for last: a link to each of them
+    would take half a second. Raises PlatformError when they are not installed.
     """
-    machine = UAPI / f"{platform.machine()}-linux-gnu" / "asm"
-    asm = machine if machine.is_dir() else UAPI / "asm"
-    if not (UAPI / "linux" / "types.h").is_file() or not asm.is_dir():
+    machine = UAPI / f"{platform.machine()}-linux-gnu"
+    if not (UAPI / "linux" / "types.h").is_file() or not any((one / "asm").is_dir() for one in (machine, UAPI)):
         raise PlatformError(f"no kernel headers for programs in {UAPI}: install the package linux-libc-dev")
     for name, text in {**_STUBS, "include/linux/types.h": _INTEGERS.format(uapi=UAPI)}.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    _link_headers(UAPI / "linux", root / "include" / "linux")
-    _link_headers(UAPI / "linux", root / "include" / "uapi" / "linux")
-    _link_headers(asm, root / "include" / "asm")
-    _link_headers(UAPI / "asm-generic", root / "include" / "asm-generic")
-    return root
-
-
-def _link_headers(source: Path, target: Path) -> None:
-    target.mkdir(parents=True, exist_ok=True)
-    for header in source.iterdir():
-        link = target / header.name
-        if not link.exists() and not link.is_symlink():
-            link.symlink_to(header)
+    for name in _OF_BCC:
+        link = root / "include/uapi/linux" / name
+        if not link.is_symlink():
+            link.symlink_to(UAPI / "linux" / name)
+    return [option for path in (machine, UAPI) for option in ("-idirafter", str(path))]

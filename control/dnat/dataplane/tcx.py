@@ -60,13 +60,18 @@ def attach(ifindex: int, direction: Direction, program: int, pins: Path) -> None
         if former is not None and _update(former, program):
             return
     detach(ifindex, direction, pins)
-    link, _ = bpf(Command.LINK_CREATE, "4I", program, ifindex, _ATTACH_TYPE[direction], 0)
+    link = create(ifindex, direction, program)
     try:
         pin = _pin(pins, ifindex, direction)
         pin.parent.mkdir(parents=True, exist_ok=True)
         object_pin(link, pin)
     finally:
         os.close(link)
+
+
+def create(ifindex: int, direction: Direction, program: int) -> int:
+    """File descriptor of a new link that holds a program on an interface as long as it is open. Raises OSError."""
+    return bpf(Command.LINK_CREATE, "4I", program, ifindex, _ATTACH_TYPE[direction], 0)[0]
 
 
 def detach(ifindex: int, direction: Direction, pins: Path) -> None:

@@ -17,8 +17,8 @@ from pyroute2.netlink import genlmsg
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.generic import GenericNetlinkSocket
 
-from dnat.dataplane.abi import XDP_PROGRAMS
 from dnat.dataplane.bpf import Command, bpf, object_get, program_name
+from dnat.dataplane.objects import XDP_PROGRAMS
 from dnat.errors import PlatformError
 from dnat.system import rtnetlink
 

@@ -16,7 +16,7 @@
 #define MAP_SHAPE(name, type, key_size, value_size, entries)                                        \
 	_Static_assert(BPF_MAP_TYPE_##type == MAP_TYPE_##name && (key_size) == MAP_KEY_##name &&    \
 			       (value_size) == MAP_VALUE_##name && (entries) == MAP_ENTRIES_##name, \
-		       "dnat/dataplane/abi.py has another idea of the map " #name)
+		       "dnat/dataplane/objects.py has another idea of the map " #name)
 
 #define MAP(name, type, key_t, value_t, entries)                                                   \
 	MAP_SHAPE(name, type, sizeof(key_t), sizeof(value_t), entries);                            \

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dnat.dataplane import abi, loader
+from dnat.dataplane import loader, objects
 from dnat.dataplane.bpf import object_get
 from dnat.lab import builder, control
 from dnat.lab.topology import EXT, Topology
@@ -43,8 +43,8 @@ def memory(say: Callable[[str], None]) -> list[dict[str, Any]]:
         rows = [
             ("dnat: a flow", (sum(_map_octets(dnat).values()) - sum(before.values())) / _FLOWS),
             ("nftables NAT: a flow", nftables.entries() / _FLOWS * _conntrack_octets()),
-            ("dnat: a leased port", float(abi.INNER_OWNERS.value_size)),
-            ("dnat: a host", float(abi.MAPS["router"]["hosts"].value_size)),
+            ("dnat: a leased port", float(objects.INNER_OWNERS.value_size)),
+            ("dnat: a host", float(objects.MAPS["router"]["hosts"].value_size)),
             ("dnat: everything else", float(sum(before.values()))),
         ]
         nftables.forget_flows()

@@ -24,14 +24,15 @@ Hook = Literal["tc", "xdp"]
 
 
 @cache
-def _bcc() -> Any:
-    """The class BPF; its headers stay until the process ends."""
+def _bcc() -> tuple[Any, list[str]]:
+    """The class BPF, and options for it; its headers stay until the process ends."""
     headers = tempfile.TemporaryDirectory(prefix="dnat-headers-")
     atexit.register(headers.cleanup)
-    os.environ["BCC_KERNEL_SOURCE"] = str(make_shim(Path(headers.name)))
+    os.environ["BCC_KERNEL_SOURCE"] = headers.name
+    including = make_shim(Path(headers.name))
     from bcc import BPF
 
-    return BPF
+    return BPF, including
 
 
 class Module:
@@ -39,11 +40,13 @@ class Module:
 
     def __init__(self, file: str, **defines: int) -> None:
         options = [f"-D{name}={value}" for name, value in defines.items()]
-        self._module = _bcc()(text=(HERE / file).read_bytes(), cflags=[*options, "-Wno-everything"])
+        bcc, including = _bcc()
+        self._module = bcc(text=(HERE / file).read_bytes(), cflags=[*options, *including, "-Wno-everything"])
 
     def program(self, name: str) -> int:
         """File descriptor of a program, which lives as long as the module."""
-        kind = _bcc().XDP if name.startswith(("xdp", "generate")) else _bcc().SCHED_CLS
+        bcc, _ = _bcc()
+        kind = bcc.XDP if name.startswith(("xdp", "generate")) else bcc.SCHED_CLS
         return int(self._module.load_func(name.encode(), kind).fd)
 
     def map(self, name: str) -> Map:

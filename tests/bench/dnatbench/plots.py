@@ -34,7 +34,7 @@ def draw(results: dict[str, Any], directory: Path) -> None:
 
 def _router(plt: Any, results: dict[str, Any]) -> Any:
     rows = [row for row in results["forwarding"] if row["octets"] == 60 and not row["new"]]
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4), sharey=True, layout="constrained")
     for axis, (direction, title) in zip(axes, (("in", "inbound"), ("out", "outbound")), strict=True):
         for router in _SHOWN:
             own = [row for row in rows if row["router"] == router and row["direction"] == direction]
@@ -44,12 +44,12 @@ def _router(plt: Any, results: dict[str, Any]) -> Any:
             low, high = [row["ns"]["low"] for row in own], [row["ns"]["high"] for row in own]
             axis.fill_between(flows, low, high, color=_COLOURS[router], alpha=0.25, linewidth=0)
         axis.set_xscale("log")
-        axis.set_ylim(bottom=0)
         axis.set_title(f"Router, {title}, 60 octets")
         axis.set_xlabel("flows")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("CPU ns per packet, sender included")
-    axes[1].legend(loc="upper left", fontsize=8)
+    axes[0].set_ylim(0, 1.05 * max(row["ns"]["high"] for row in rows))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=7)
     return figure
 
 
