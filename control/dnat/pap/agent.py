@@ -24,6 +24,7 @@ from dnat.pap.events import (
     Released,
     Renewed,
     Resumed,
+    StoreFailed,
     Unanswered,
 )
 from dnat.pap.memory import lease_info, names, remember
@@ -113,6 +114,14 @@ class Agent:
             return False
         self._ask(Kind.AGREE, now, key_share=credentials.offer(now))
         return True
+
+    def hurry(self, now: float) -> None:
+        """Ask at once what is open, and what the server could not serve: another one is asked from now on."""
+        for question in self._questions.values():
+            question.hurry(now)
+        for holding in self._holdings.values():
+            if holding.deferred and holding.next_at is not None:
+                holding.next_at = now
 
     # What time and the network do
 
@@ -271,6 +280,8 @@ class Agent:
             self.epoch_state = EpochState(message.epoch, now)
             if last is not None and went_back(last, message.epoch, question.asked_at):
                 self._epoch_lost(now)
+            if message.result is Result.STORE_FAILED:
+                self._events.append(StoreFailed())
             if question.open:
                 self._answers[question.kind](question, message, now)
 
@@ -510,6 +521,7 @@ class Agent:
         holding.lease = lease
         holding.since = since
         holding.question = None
+        holding.deferred = False
         holding.next_at = asked_at + min(info.lifetime / 2, MAX_RENEWAL_WAIT) * jitter(self._draw)
         self._holdings[info.id] = holding
         return lease
@@ -518,6 +530,7 @@ class Agent:
         """Ask again later, but several times before the lease expires."""
         wait = min(message.retry_after or DEFER, DEFER, (lease.expires_at - now) / 4)
         holding.next_at = now + max(1.0, wait)
+        holding.deferred = True
 
     def _lose(self, holding: Holding, trigger: Trigger, result: Result | None, reason: str) -> None:
         if holding.lease is not None:

@@ -38,6 +38,7 @@ from dnat.pap.events import (
     Released,
     Renewed,
     Resumed,
+    StoreFailed,
     Unanswered,
 )
 from dnat.pap.guard import Guard, Limits, Mode
@@ -385,6 +386,8 @@ def describe_event(event: Event) -> str:
             return f"unanswered after {attempts}"
         case Released():
             return "released"
+        case StoreFailed():
+            return "the store failed"
         case KeyAgreed(key):
             return f"agreed on key {key.id & 0xFF}"
         case EpochLost():

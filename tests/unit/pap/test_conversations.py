@@ -137,6 +137,7 @@ def test_a_store_that_fails_grants_nothing(net: Network) -> None:
     net.expect("""
         0.00 phone > server: REQUEST want 64 any ephemeral
         0.01 server > phone: RESPONSE store-failed
+        0.02 phone: the store failed
         0.02 phone: refused store-failed
         1.00 phone > server: REQUEST want 64 any ephemeral
         1.01 server > phone: RESPONSE success 20608-20671/any 3600s
@@ -174,7 +175,9 @@ def test_questions_that_wait_behind_a_failed_commit_fail_with_it(net: Network) -
         0.05 two > server: REQUEST want 64 any ephemeral
         0.11 server > one: RESPONSE store-failed
         0.11 server > two: RESPONSE store-failed
+        0.12 one: the store failed
         0.12 one: refused store-failed
+        0.12 two: the store failed
         0.12 two: refused store-failed
     """)
 
