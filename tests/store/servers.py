@@ -18,7 +18,7 @@ from dnat.daemon.leasing import Leasing, RefusedError
 from dnat.daemon.server import LanAddress, ServerRole, pool
 from dnat.pap.credentials import Credentials
 from dnat.pap.messages import Want
-from dnat.store import PublishedPool
+from dnat.store import KeyStore, PublishedPool, SqliteKeyStore, SqliteStore, Store
 from dnat.store.etcd.client import Cluster
 from dnat.store.etcd.keys import EtcdKeyStore
 from dnat.store.etcd.store import EtcdStore
@@ -37,19 +37,41 @@ def address(number: int) -> IPv4Address:
 @contextlib.asynccontextmanager
 async def serving(cluster: Cluster, number: int, **settings: Any) -> AsyncIterator[ServerRole]:
     """A server at `address(number)`."""
-    configured = ServerSettings(
+    leasable = pool(_settings(**settings))
+    store = EtcdStore(cluster, PublishedPool(leasable.addresses, leasable.ranges))
+    role = _role(store, EtcdKeyStore(cluster), number, **settings)
+    store.on_offence(role.offence)
+    async with _running(role):
+        yield role
+
+
+@contextlib.asynccontextmanager
+async def serving_from(directory: Path, number: int) -> AsyncIterator[tuple[ServerRole, SqliteStore]]:
+    """A server at `address(number)` with stores of its own in a directory."""
+    store = SqliteStore(directory / "leases.sqlite")
+    role = _role(store, SqliteKeyStore(directory / "keys.sqlite"), number)
+    async with _running(role):
+        yield role, store
+
+
+def _settings(**settings: Any) -> ServerSettings:
+    return ServerSettings(
         external_addresses=["198.51.100.1"], requests_per_second=10000, new_leases_per_second=100000, **settings
     )
-    leasable = pool(configured)
-    store = EtcdStore(cluster, PublishedPool(leasable.addresses, leasable.ranges))
-    role = ServerRole(
-        configured, store, EtcdKeyStore(cluster), LanAddress("lo", address(number), LOOPBACK), SteadyClock()
+
+
+def _role(store: Store, key_store: KeyStore, number: int, **settings: Any) -> ServerRole:
+    return ServerRole(
+        _settings(**settings), store, key_store, LanAddress("lo", address(number), LOOPBACK), SteadyClock()
     )
-    store.on_offence(role.offence)
+
+
+@contextlib.asynccontextmanager
+async def _running(role: ServerRole) -> AsyncIterator[None]:
     await role.load()
     await role.listen()
     try:
-        yield role
+        yield
     finally:
         await role.stop()
 

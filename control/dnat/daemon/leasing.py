@@ -63,6 +63,7 @@ class Leasing:
         self._servers = tuple(servers)
         self._server = self._servers[0]
         self._silence = 0
+        self._failed: set[IPv4Address] = set()
         self._saved = saved
         self._gateway = gateway
         self._good_at = gateway
@@ -148,9 +149,7 @@ class Leasing:
                 return await self._request(want)
             except RefusedError as refused:
                 if refused.result is Result.STORE_FAILED and others:
-                    # That server may be cut off from the others, which go on.
-                    others -= 1
-                    self._ask_another()
+                    others -= 1  # `_store_failed` has chosen the next
                     continue
                 if refused.result is not Result.BUSY or boottime() >= patient_until:
                     raise
@@ -198,10 +197,21 @@ class Leasing:
             self._silence = 0
             log.warning("asking the server %s from now on", self._server)
 
+    def _store_failed(self, server: IPv4Address | None) -> None:
+        """That server may be cut off from a store that the others still have. Each is tried at once, then in turn."""
+        if server != self._server:
+            return
+        self._failed.add(server)
+        self._ask_another()
+        if self._server not in self._failed:
+            self._agent.hurry(boottime())
+
     def _pump(self, to: IPv4Address | None = None) -> None:
         """Send what the core wants sent, and act on what happened. ``to``: whose datagram is being answered."""
         happened = self._agent.events()
         for event in happened:
+            if isinstance(event, events.StoreFailed):
+                self._store_failed(to)
             self._act(event)
             self._tell(event)
         datagrams = self._agent.datagrams()
@@ -226,7 +236,10 @@ class Leasing:
 
     def _act(self, event: events.Event) -> None:
         match event:
+            case events.Renewed():
+                self._failed.clear()
             case events.Granted(ticket=ticket):
+                self._failed.clear()
                 if future := self._requests.pop(ticket, None):
                     future.set_result(event)
             case events.Refused(ticket=None):
@@ -240,6 +253,7 @@ class Leasing:
                 if self._resume is not None and not self._resume.done():
                     self._resume.set_result(None)
             case events.Released(lease_id=lease_id):
+                self._failed.clear()
                 if released := self._releases.pop(lease_id, None):
                     released.set_result(None)
             case events.KeyAgreed(key=key):

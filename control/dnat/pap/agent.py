@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 
-from dnat.pap.backoff import Draw, jitter
+from dnat.pap.backoff import Draw
 from dnat.pap.codec import CodecError, decode, encode
 from dnat.pap.credentials import Credentials
 from dnat.pap.epoch import EpochState, went_back
@@ -19,27 +19,24 @@ from dnat.pap.events import (
     Event,
     Granted,
     KeyAgreed,
-    Lost,
     Refused,
     Released,
     Renewed,
     Resumed,
+    StoreFailed,
     Unanswered,
 )
-from dnat.pap.memory import lease_info, names, remember
+from dnat.pap.holdings import Holdings
+from dnat.pap.memory import lease_info, remember
 from dnat.pap.messages import MAX_LEASES, Fault, LeaseInfo, Message, MessageType, Result, Want
 from dnat.pap.questions import MAX_HURRIED, Holding, Kind, Question
 from dnat.pap.states import IllegalTransition, State, Trigger
 from dnat.types import Lease
 
-DEFER = 60.0
-"""Seconds until a renewal that the server could not serve is asked again, at most."""
 ANNOUNCE_INTERVAL = 10.0
 """Seconds between two ANNOUNCEs that are heeded: anybody on the LAN can send one."""
 ANNOUNCE_SPREAD = 1.0
 """Seconds over which all hosts of a LAN spread their questions."""
-MAX_RENEWAL_WAIT = 43200.0
-"""Seconds: even a lease that does not expire is asked for twice a day, lest a lost store go unnoticed."""
 
 
 class Agent:
@@ -59,14 +56,13 @@ class Agent:
         """The server's last epoch; save it with the leases and give it back to `adopt`."""
         self._draw = draw
         self._tickets = 0
-        self._holdings: dict[int, Holding] = {}
         self._questions: dict[int, Question] = {}
-        self._ended: OrderedDict[int, None] = OrderedDict()
         self._given_up: OrderedDict[int, None] = OrderedDict()
         self._obeyed: OrderedDict[int, None] = OrderedDict()
         self._heed_at = 0.0
         self._outbox: list[bytes] = []
         self._events: list[Event] = []
+        self._holdings = Holdings(draw, self._events.append)
         self._answers: dict[Kind, Callable[[Question, Message, float], None]] = {
             Kind.WANT: self._want_answered,
             Kind.RENEW: self._renewal_answered,
@@ -88,9 +84,7 @@ class Agent:
         """Go on with leases that were saved, and renew them at once; those that have expired are Lost."""
         self.epoch_state = epoch
         for lease in leases:
-            holding = Holding(lease=lease, since=now, next_at=now)
-            holding.trigger(Trigger.LEARNED)
-            self._holdings[lease.id] = holding
+            self._holdings.adopt(lease, now)
         self.timeout(now)
 
     def resume(self, now: float) -> None:
@@ -114,24 +108,25 @@ class Agent:
         self._ask(Kind.AGREE, now, key_share=credentials.offer(now))
         return True
 
+    def hurry(self, now: float) -> None:
+        """Ask at once what is open, and what the server could not serve: another one is asked from now on."""
+        for question in self._questions.values():
+            question.hurry(now)
+        self._holdings.hurry(now)
+
     # What time and the network do
 
     @property
     def next_deadline(self) -> float | None:
         """When `timeout` has to be called; None if nothing is pending."""
         times = [question.due_at for question in self._questions.values()]
-        for holding in self._holdings.values():
-            if holding.lease is not None and holding.active:
-                times.append(holding.lease.expires_at)
-                if holding.next_at is not None:
-                    times.append(holding.next_at)
+        if (held := self._holdings.next_deadline) is not None:
+            times.append(held)
         return min(times, default=None)
 
     def timeout(self, now: float) -> None:
         """Expire, repeat and renew what is due. Harmless if nothing is."""
-        for holding in tuple(self._holdings.values()):
-            if holding.lease is not None and holding.active and holding.lease.expires_at <= now:
-                self._lose(holding, Trigger.EXPIRED, None, "expired before the server renewed it")
+        self._holdings.expire(now)
         for question in tuple(self._questions.values()):
             if not question.open:
                 del self._questions[question.transaction]
@@ -173,13 +168,14 @@ class Agent:
 
     def events(self) -> list[Event]:
         """What happened since the last call."""
-        result, self._events = self._events, []
+        result = list(self._events)
+        self._events.clear()
         return result
 
     @property
     def leases(self) -> tuple[Lease, ...]:
         """The leases whose ports may be used."""
-        return tuple(each.lease for each in self._holdings.values() if each.lease and each.active)
+        return self._holdings.leases
 
     # Asking
 
@@ -222,13 +218,13 @@ class Agent:
                 if question.kind is Kind.WANT:
                     remember(self._given_up, question.transaction)
                 for holding in question.about:
-                    self._end(holding, Trigger.GAVE_UP)
+                    self._holdings.end(holding, Trigger.GAVE_UP)
                 return
         question.repeated(now)
         self._send(question.octets, now)
 
     def _renew_due(self, now: float) -> None:
-        due = [each for each in self._holdings.values() if each.next_at is not None and each.next_at <= now]
+        due = self._holdings.due(now)
         renewals = [each for each in due if each.state is State.HELD]
         for start in range(0, len(renewals), MAX_LEASES):
             batch = renewals[start : start + MAX_LEASES]
@@ -271,12 +267,14 @@ class Agent:
             self.epoch_state = EpochState(message.epoch, now)
             if last is not None and went_back(last, message.epoch, question.asked_at):
                 self._epoch_lost(now)
+            if message.result is Result.STORE_FAILED:
+                self._events.append(StoreFailed())
             if question.open:
                 self._answers[question.kind](question, message, now)
 
     def _epoch_lost(self, now: float) -> None:
         self._events.append(EpochLost())
-        for holding in tuple(self._holdings.values()):
+        for holding in self._holdings:
             if holding.active:
                 holding.trigger(Trigger.EPOCH_LOST)
                 self._regain(holding, now)
@@ -294,7 +292,7 @@ class Agent:
             return
         self._close(question)
         known = self._holdings.get(info.id)
-        if self._is_over(info) or (known is not None and not known.active):
+        if self._holdings.is_over(info) or (known is not None and not known.active):
             # The lease was taken back, or given up, while this answer was under way.
             holding.trigger(Trigger.REFUSED)
             self._events.append(Refused(ticket, Result.RECLAIMED, "the lease has ended already", None))
@@ -303,7 +301,7 @@ class Agent:
         if known is not None:
             known.trigger(Trigger.LEARNED)
             holding = known
-        lease = self._hold(holding, info, question.asked_at, now)
+        lease = self._holdings.hold(holding, info, question.asked_at, now)
         self._events.append(Granted(ticket, lease, message.result is Result.FEWER))
 
     def _renewal_answered(self, question: Question, message: Message, now: float) -> None:
@@ -315,12 +313,12 @@ class Agent:
             info = listed.get(holding.lease.id)
             if info is None:
                 holding.trigger(Trigger.DEFERRED)
-                self._defer(holding, holding.lease, message, now)
+                self._holdings.defer(holding, holding.lease, message, now)
             elif info.lifetime:
                 holding.trigger(Trigger.RENEWED)
-                self._events.append(Renewed(self._hold(holding, info, question.asked_at, holding.since)))
+                self._events.append(Renewed(self._holdings.hold(holding, info, question.asked_at, holding.since)))
             else:
-                self._lose(holding, Trigger.UNKNOWN, Result.RECLAIMED, "the server does not know the lease")
+                self._holdings.lose(holding, Trigger.UNKNOWN, Result.RECLAIMED, "the server does not know the lease")
 
     def _regain_answered(self, question: Question, message: Message, now: float) -> None:
         holding = question.about[0]
@@ -330,24 +328,22 @@ class Agent:
             self._close(question)
             if message.result.fault is Fault.SERVER:
                 holding.trigger(Trigger.DEFERRED)
-                self._defer(holding, holding.lease, message, now)
+                self._holdings.defer(holding, holding.lease, message, now)
             else:
                 reason = message.reason or "the server lost its state and could not grant the ports again"
-                self._lose(holding, Trigger.REFUSED, message.result, reason)
+                self._holdings.lose(holding, Trigger.REFUSED, message.result, reason)
             return
         info = self._granted(message)
         if info is None:
             return
         self._close(question)
-        if self._is_over(info):
-            self._lose(holding, Trigger.REFUSED, Result.RECLAIMED, "the lease has ended already")
+        if self._holdings.is_over(info):
+            self._holdings.lose(holding, Trigger.REFUSED, Result.RECLAIMED, "the lease has ended already")
             return
         former = holding.lease.id
-        del self._holdings[former]
-        if former != info.id:
-            remember(self._ended, former)
+        self._holdings.forget(former, ended=former != info.id)
         holding.trigger(Trigger.RENEWED)
-        self._events.append(Renewed(self._hold(holding, info, question.asked_at, now), former))
+        self._events.append(Renewed(self._holdings.hold(holding, info, question.asked_at, now), former))
 
     def _resume_answered(self, question: Question, message: Message, now: float) -> None:
         if message.result.fault is Fault.SERVER:
@@ -359,18 +355,18 @@ class Agent:
         leases = []
         for info in message.leases:
             holding = self._holdings.get(info.id) or Holding()
-            if info.id and not self._is_over(info) and holding.state is not State.RELEASING:
+            if info.id and not self._holdings.is_over(info) and holding.state is not State.RELEASING:
                 since = holding.since if holding.lease else now
                 holding.trigger(Trigger.LEARNED)
-                leases.append(self._hold(holding, info, question.asked_at, since))
+                leases.append(self._holdings.hold(holding, info, question.asked_at, since))
         listed = {info.id for info in message.leases}
-        for holding in tuple(self._holdings.values()):
+        for holding in self._holdings:
             known_to_both = holding.since < question.asked_at and holding.state in (
                 State.HELD,
                 State.RENEWING,
             )
             if known_to_both and holding.lease and holding.lease.id not in listed:
-                self._lose(holding, Trigger.UNKNOWN, Result.RECLAIMED, "the server does not list the lease")
+                self._holdings.lose(holding, Trigger.UNKNOWN, Result.RECLAIMED, "the server does not list the lease")
         self._events.append(Resumed(tuple(leases)))
 
     def _release_answered(self, question: Question, message: Message, now: float) -> None:
@@ -379,7 +375,7 @@ class Agent:
         self._close(question)
         for holding in question.about:
             if holding.lease is not None and holding.state is State.RELEASING:
-                self._end(holding, Trigger.ACKNOWLEDGED)
+                self._holdings.end(holding, Trigger.ACKNOWLEDGED)
                 self._events.append(Released(holding.lease.id))
 
     def _granted(self, message: Message) -> LeaseInfo | None:
@@ -388,9 +384,6 @@ class Agent:
             return message.leases[0]
         self.counters["no-lease-in-grant"] += 1
         return None
-
-    def _is_over(self, info: LeaseInfo) -> bool:
-        return not info.lifetime or info.id in self._ended
 
     # Keys and cookies
 
@@ -451,10 +444,10 @@ class Agent:
         """A WANT was granted that nobody waits for any more."""
         del self._given_up[message.transaction]
         for info in message.leases:
-            if info.id and not self._is_over(info) and info.id not in self._holdings:
+            if info.id and not self._holdings.is_over(info) and info.id not in self._holdings:
                 holding = Holding()
                 holding.trigger(Trigger.LEARNED)
-                self._hold(holding, info, now, now)
+                self._holdings.hold(holding, info, now, now)
                 self.release(info.id, now)
 
     # ANNOUNCE
@@ -470,11 +463,7 @@ class Agent:
             return
         self._heed_at = now + ANNOUNCE_INTERVAL
         at = now + ANNOUNCE_SPREAD * self._draw() / 2**64
-        for holding in self._holdings.values():
-            if holding.state is State.HELD and holding.next_at is not None:
-                holding.next_at = min(holding.next_at, at)
-            elif holding.state is State.RENEWING and holding.question is not None:
-                holding.question.hurry(at)
+        self._holdings.ask_by(at)
 
     # INVALIDATE
 
@@ -485,53 +474,13 @@ class Agent:
         remember(self._obeyed, message.transaction)
         reason = message.reason or "the server took the lease back"
         for info in message.leases:
-            if info.id:
-                remember(self._ended, info.id)
-            for holding in tuple(self._holdings.values()):
-                if holding.lease is None or not names(info, holding.lease):
-                    continue
-                if holding.active:
-                    self._lose(holding, Trigger.INVALIDATED, message.result, reason)
-                else:
-                    self._end(holding, Trigger.INVALIDATED)
-                    self._events.append(Released(holding.lease.id))
+            self._holdings.invalidated(info, message.result, reason)
 
     def _acknowledge(
         self, transaction: int, now: float, result: Result = Result.SUCCESS, unknown: tuple[int, ...] = ()
     ) -> None:
         ack = Message(MessageType.ACK, transaction, result, host_id=self.host_id, unknown=unknown)
         self._send(encode(ack), now)
-
-    # Holdings
-
-    def _hold(self, holding: Holding, info: LeaseInfo, asked_at: float, since: float) -> Lease:
-        """Note what the server granted. The lifetime counts from the question, to be on the safe side."""
-        lease = Lease(info.id, info.address, info.ports, info.protocol, info.purpose, asked_at + info.lifetime)
-        holding.lease = lease
-        holding.since = since
-        holding.question = None
-        holding.next_at = asked_at + min(info.lifetime / 2, MAX_RENEWAL_WAIT) * jitter(self._draw)
-        self._holdings[info.id] = holding
-        return lease
-
-    def _defer(self, holding: Holding, lease: Lease, message: Message, now: float) -> None:
-        """Ask again later, but several times before the lease expires."""
-        wait = min(message.retry_after or DEFER, DEFER, (lease.expires_at - now) / 4)
-        holding.next_at = now + max(1.0, wait)
-
-    def _lose(self, holding: Holding, trigger: Trigger, result: Result | None, reason: str) -> None:
-        if holding.lease is not None:
-            self._end(holding, trigger)
-            self._events.append(Lost(holding.lease, result, reason))
-
-    def _end(self, holding: Holding, trigger: Trigger) -> None:
-        holding.trigger(trigger)
-        holding.next_at = None
-        holding.question = None
-        if holding.lease is not None:
-            del self._holdings[holding.lease.id]
-            if trigger is not Trigger.EXPIRED:  # the server may have renewed it, and say so when asked
-                remember(self._ended, holding.lease.id)
 
     def _close(self, question: Question) -> None:
         del self._questions[question.transaction]

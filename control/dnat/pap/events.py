@@ -80,6 +80,11 @@ class Unanswered:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreFailed:
+    """The server could not make durable what it was asked. If there is another server, ask that, and `Agent.hurry`."""
+
+
+@dataclass(frozen=True, slots=True)
 class KeyAgreed:
     """The host has a new key: make it durable before the agent's next datagram leaves."""
 
@@ -91,4 +96,4 @@ class EpochLost:
     """The server has lost its state; the agent asks it for the same ports anew."""
 
 
-Event = Granted | Refused | Renewed | Lost | Released | Resumed | Unanswered | KeyAgreed | EpochLost
+Event = Granted | Refused | Renewed | Lost | Released | Resumed | Unanswered | StoreFailed | KeyAgreed | EpochLost

@@ -53,6 +53,8 @@ class Holding:
     """When the host learned that it holds the lease."""
     next_at: float | None = None
     """When to ask for more time; None while that is being asked, or pointless."""
+    deferred: bool = False
+    """It was asked for already, in vain."""
     question: Question | None = None
     """The open question about this lease."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dnat.dataplane import loader
-from dnatbench import allocation, footprint, forwarding, host, leases, plots, programs, report, restoring
+from dnatbench import allocation, footprint, forwarding, host, leases, plots, programs, report, restoring, waiting
 
 
 def say(what: str) -> None:
@@ -35,6 +35,7 @@ def measure(*, short: bool) -> dict[str, Any]:
     results["startup"], results["daemons"] = footprint.daemons(1 if short else 7, say)
     results["leases"] = leases.run(*((2, 500) if short else (9, 3000)), say)
     results["restoring"] = restoring.run(3 if short else 9, say)
+    results["waiting"] = waiting.run(*((1, 20) if short else (3, 300)), say)
     results["allocation"] = allocation.run(allocation.SHORT if short else allocation.FULL, say)
     results["seconds"] = round(time.monotonic() - started)
     return results

@@ -85,6 +85,14 @@ def tables(results: dict[str, Any]) -> list[Table]:
             ),
         )
     )
+    percentiles = tuple(results["waiting"][0]["ms"])
+    found.append(
+        Table(
+            "Until a grant is durable and routers have its owner, ms",
+            ("store, routers", *(f"{each} %" for each in percentiles)),
+            tuple((row["what"], *(_spread(row["ms"][each], 2) for each in percentiles)) for row in results["waiting"]),
+        )
+    )
     found += _allocation(results["allocation"])
     return found
 

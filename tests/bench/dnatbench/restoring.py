@@ -46,13 +46,13 @@ def run(rounds: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
     say("restoring a router")
     found = []
     with (
-        _plane() as plane,
-        _etcd() as members,
+        kernel_maps() as plane,
+        etcd() as members,
         tempfile.TemporaryDirectory(prefix="dnat-bench-") as directory,
         asyncio.Runner() as runner,
     ):
         for size in SIZES:
-            records = _records(size)
+            records = leases_of(size)
             place = Path(directory) / str(size)
             readers = runner.run(_fill(records, place, members, f"/bench-{size}/", runner))
             parts: dict[str, list[float]] = {name: [] for name in readers}
@@ -86,7 +86,7 @@ def run(rounds: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
     return found
 
 
-def _records(size: int) -> list[LeaseRecord]:
+def leases_of(size: int) -> list[LeaseRecord]:
     """All ports of both addresses from 10,000 on, in leases of ``size``."""
     records = []
     for number in range(PORTS // size):
@@ -140,7 +140,7 @@ async def _fill(
 
 
 @contextmanager
-def _plane() -> Iterator[RouterPlane]:
+def kernel_maps() -> Iterator[RouterPlane]:
     """Maps of a router, without interfaces."""
     pins = loader.BPFFS / f"bench-{os.getpid()}"
     loader.ensure_loaded("router", pins)
@@ -155,7 +155,7 @@ def _plane() -> Iterator[RouterPlane]:
 
 
 @contextmanager
-def _etcd() -> Iterator[list[Member]]:
+def etcd() -> Iterator[list[Member]]:
     """Three members on the loopback."""
     members = on_the_loopback()
     running = []

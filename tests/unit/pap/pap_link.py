@@ -38,19 +38,22 @@ from dnat.pap.events import (
     Released,
     Renewed,
     Resumed,
+    StoreFailed,
     Unanswered,
 )
 from dnat.pap.guard import Guard, Limits, Mode
 from dnat.pap.keyring import DropKey, KeyChange, KeyRecord, Keyring, PutKey
-from dnat.pap.messages import AGENT_PORT, Message, MessageType
+from dnat.pap.messages import AGENT_PORT, Message, MessageType, Want
 from dnat.pap.policy import Policy
 from dnat.pap.server import Server
-from dnat.types import Lease, PortRange
+from dnat.types import Lease, PortRange, Protocol, Purpose
 
 EXTERNAL = IPv4Address("198.51.100.1")
 LAN = IPv4Network("10.66.0.0/24")
 FOUR_BLOCKS = Pool((EXTERNAL,), (PortRange(20480, 20735),), (PortRange(5060, 5061),))
 LATENCY = 0.01
+BLOCK = Want(64, Protocol.ANY, Purpose.EPHEMERAL)
+SIP = Want(1, Protocol.UDP, Purpose.EXPLICIT, first=5060)
 
 Fate = Callable[[bytes], Iterable[float]]
 """For each copy of a datagram that arrives, how long it is under way; none for a loss."""
@@ -385,6 +388,8 @@ def describe_event(event: Event) -> str:
             return f"unanswered after {attempts}"
         case Released():
             return "released"
+        case StoreFailed():
+            return "the store failed"
         case KeyAgreed(key):
             return f"agreed on key {key.id & 0xFF}"
         case EpochLost():

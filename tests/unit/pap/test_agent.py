@@ -13,7 +13,7 @@ from pap_strategies import messages
 from dnat.pap.agent import Agent
 from dnat.pap.codec import decode, encode
 from dnat.pap.epoch import EpochState, went_back
-from dnat.pap.events import Granted, Refused
+from dnat.pap.events import Granted, Refused, StoreFailed
 from dnat.pap.messages import LeaseInfo, Message, MessageType, Result, Want
 from dnat.pap.states import IllegalTransition
 from dnat.types import Lease, PortRange, Protocol, Purpose
@@ -152,3 +152,28 @@ def test_repeats_jitter_by_a_tenth() -> None:
         agent = Agent(ME, lambda draw=draw: draw)  # type: ignore[misc]
         agent.want(WANT, 0.0)
         assert agent.next_deadline == pytest.approx(when)
+
+
+def test_what_a_failed_store_put_off_is_asked_at_once_when_told_to_hurry(agent: Agent) -> None:
+    grant(agent)
+    due = agent.next_deadline
+    assert due is not None
+    agent.timeout(due)
+    failed = Message(MessageType.RESPONSE, asked(agent), Result.STORE_FAILED, epoch=int(due), host_id=ME)
+    agent.events()
+    agent.receive(encode(failed), due)
+    assert agent.events() == [StoreFailed()]
+    assert agent.next_deadline is not None and agent.next_deadline > due
+    agent.hurry(due)
+    assert agent.next_deadline == due
+    agent.timeout(due)
+    assert [each.id for each in decode(agent.datagrams()[-1]).leases] == [INFO.id]
+
+
+def test_to_hurry_asks_for_nothing_that_is_not_due(agent: Agent) -> None:
+    grant(agent)
+    due = agent.next_deadline
+    agent.datagrams()
+    agent.hurry(1.0)
+    agent.timeout(1.0)
+    assert (agent.datagrams(), agent.next_deadline) == ([], due)

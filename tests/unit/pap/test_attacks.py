@@ -8,18 +8,16 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pap_link import EXTERNAL, FOUR_BLOCKS, LAN, Host, Network
+from pap_link import BLOCK, EXTERNAL, FOUR_BLOCKS, LAN, SIP, Host, Network
 from pap_strategies import messages
 
 from dnat.capture import pap_layer as layer
 from dnat.pap.codec import decode, encode
 from dnat.pap.guard import Mode
-from dnat.pap.messages import AGENT_PORT, LeaseInfo, Message, MessageType, Result, Want
+from dnat.pap.messages import AGENT_PORT, LeaseInfo, Message, MessageType, Result
 from dnat.pap.policy import Policy
 from dnat.types import PortRange, Protocol, Purpose
 
-SIP = Want(1, Protocol.UDP, Purpose.EXPLICIT, first=5060)
-BLOCK = Want(64, Protocol.ANY, Purpose.EPHEMERAL)
 VICTIM, THIEF = 11, 12
 
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 from ipaddress import IPv4Address
 
 import pytest
-from pap_link import LAN, Host, Network
+from pap_link import LAN, SIP, Host, Network
 
 from dnat.errors import UsageError
 from dnat.pap.auth import Key
 from dnat.pap.events import Granted, Refused
 from dnat.pap.guard import Mode
 from dnat.pap.keyring import OVERLAP, KeyState
-from dnat.pap.messages import Result, Want
+from dnat.pap.messages import Result
 from dnat.pap.policy import Policy
-from dnat.types import Protocol, Purpose
-
-SIP = Want(1, Protocol.UDP, Purpose.EXPLICIT, first=5060)
 
 
 def secure(mode: Mode) -> Network:

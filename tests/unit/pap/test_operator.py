@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address
 
 import pytest
-from pap_link import EXTERNAL, FOUR_BLOCKS, LAN, Network
+from pap_link import BLOCK, EXTERNAL, FOUR_BLOCKS, LAN, SIP, Network
 
 from dnat.leases.pool import Pool
 from dnat.pap.events import Lost, Refused
@@ -14,8 +14,6 @@ from dnat.pap.messages import PERMANENT, Result, Want
 from dnat.pap.policy import Policy, Reservation
 from dnat.types import PortRange, Protocol, Purpose
 
-BLOCK = Want(64, Protocol.ANY, Purpose.EPHEMERAL)
-SIP = Want(1, Protocol.UDP, Purpose.EXPLICIT, first=5060)
 SECOND = IPv4Address("198.51.100.2")
 WELL_KNOWN = PortRange(5060, 5061)
 
