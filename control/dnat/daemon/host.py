@@ -17,20 +17,21 @@ from dnat.daemon.credentials import load_credentials
 from dnat.daemon.ephemeral import EphemeralKeeper
 from dnat.daemon.leasing import Leasing, RefusedError
 from dnat.daemon.losses import Losses
-from dnat.daemon.mappings import Mapping, Mappings, holds, lease_of, unmapped
+from dnat.daemon.mapper import Mapper
+from dnat.daemon.mappings import lease_of, unmapped
 from dnat.daemon.pool import PoolKeeper, low_water
 from dnat.daemon.privileged import Privileged
 from dnat.daemon.wishes import describe_lease
 from dnat.dataplane import loader
 from dnat.dataplane.attach import Direction
 from dnat.dataplane.host import HostPlane, Policy
-from dnat.errors import DnatError, PeerError, PlatformError, UsageError
+from dnat.errors import DnatError, PeerError, UsageError
 from dnat.instance import Instance
 from dnat.pap.messages import Want
 from dnat.system import dhcp, links, sockets
 from dnat.system.host import ensure_host_network
 from dnat.system.links import Interface, Uplink
-from dnat.types import Lease, Parity, PortRange, Protocol, Purpose
+from dnat.types import Lease, PortRange, Protocol, Purpose
 
 if TYPE_CHECKING:
     from dnat.daemon.metrics import Measured
@@ -66,7 +67,8 @@ class HostRole:
         self._uplink: Uplink
         self._applied: Sequence[Lease] = ()
         """The leases that kernel and network follow."""
-        self._mappings: Mappings
+        self.mapper: Mapper
+        """Static bindings."""
         self._leasing: Leasing
         self._plane: HostPlane
         self._pool: PoolKeeper
@@ -78,7 +80,6 @@ class HostRole:
         lan = await self._privileged.run(links.interface, self._uplink.interface)
         servers, self._server_found_by = await self._privileged.run(self._find_servers, lan)
         self.host_id = self._instance.host_id(lan.mac or "")
-        self._mappings = Mappings(self._instance.mappings)
         saved, key_path = self._instance.saved_leases, self._instance.key_file
         credentials = load_credentials(self._settings, key_path, self._uplink.address)
         self._leasing = Leasing(
@@ -92,6 +93,7 @@ class HostRole:
             str(self._uplink.gateway),
         )
         self._ephemeral = EphemeralKeeper(self._settings, self._leasing, self._apply)
+        self.mapper = Mapper(self._instance.mappings, self._leasing, lambda: self.external, self._apply)
         await self._leasing.open(self._uplink.address, lan.name, lan.broadcast_of(self._uplink.address))
         adopted = self._leasing.adopt_saved()
         try:
@@ -196,7 +198,9 @@ class HostRole:
         held = {lease.id: lease for lease in self._leasing.leases}
         lease_ids = list(dict.fromkeys(lease_ids))
         for lease_id in lease_ids:
-            if lease_id in held and (mapped := self._mappings.within(held[lease_id].ports, held[lease_id].protocol)):
+            if lease_id in held and (
+                mapped := self.mapper.mappings.within(held[lease_id].ports, held[lease_id].protocol)
+            ):
                 raise UsageError(
                     f"{mapped[0].protocol.label} port {mapped[0].port} is mapped;"
                     f" first: dnatctl unmap {mapped[0].protocol.label} {mapped[0].local_port}"
@@ -211,51 +215,6 @@ class HostRole:
         await self._leasing.release(lease_ids)
         await self._apply()
         return [describe_lease(held[lease_id]) for lease_id in lease_ids]
-
-    async def map(self, protocol: Protocol, local_port: int, port: int | None) -> dict[str, Any]:
-        """Bind a local port to a port of the external address until ``unmap``, leasing it if need be.
-
-        Raises UsageError for what cannot be mapped, PeerError when the port cannot be had, PlatformError when
-        the mapping cannot be written down.
-        """
-        if protocol not in (Protocol.TCP, Protocol.UDP):
-            raise UsageError("only TCP and UDP ports can be mapped")
-        leases = self._leasing.leases
-        if known := self._mappings.get(protocol, local_port):
-            if port not in (None, known.port):
-                raise UsageError(f"{protocol.label} port {local_port} is mapped to {known.port}; unmap it first")
-            return self._describe_mapping(known)
-        if any(local_port in lease.ports and lease.protocol.overlaps(protocol) for lease in leases):
-            raise UsageError(f"port {local_port} is this host's own: the outside sees it as it is, without a mapping")
-        if port is not None and self._mappings.within(PortRange(port, port), protocol):
-            raise UsageError(f"{protocol.label} port {port} is mapped already; `dnatctl show bindings` says to what")
-        held = port is not None and any(holds(lease, port, protocol) for lease in leases)
-        granted = None
-        if not held:
-            granted = (await self._leasing.request(self._want_for_mapping(protocol, local_port, port))).lease
-            port = granted.ports.first
-        assert port is not None
-        mapping = Mapping(protocol, local_port, port, not held)
-        try:
-            self._mappings.add(mapping)
-        except PlatformError:
-            if granted is not None:
-                await self._leasing.release([granted.id])
-            raise
-        await self._apply()
-        return self._describe_mapping(mapping)
-
-    async def unmap(self, protocol: Protocol, local_port: int) -> dict[str, Any]:
-        """End what ``map`` made, and give back the port if it was leased for that. Raises UsageError."""
-        mapping = self._mappings.get(protocol, local_port)
-        if mapping is None:
-            raise UsageError(f"{protocol.label} port {local_port} is not mapped; `dnatctl show bindings` lists what is")
-        self._mappings.remove(mapping)
-        lease = lease_of(mapping, self._leasing.leases)
-        if lease is not None and mapping.leased:
-            await self._leasing.release([lease.id])
-        await self._apply()
-        return self._describe_mapping(mapping)
 
     @property
     def external(self) -> IPv4Address | None:
@@ -304,26 +263,6 @@ class HostRole:
             return []
         return [binding.port for binding in self._plane.bindings(time.monotonic())]
 
-    def _describe_mapping(self, mapping: Mapping) -> dict[str, Any]:
-        return {
-            "protocol": mapping.protocol.label,
-            "local_port": mapping.local_port,
-            "address": str(self.external),
-            "port": mapping.port,
-        }
-
-    def _want_for_mapping(self, protocol: Protocol, local_port: int, port: int | None) -> Want:
-        parity = Parity.ANY if port else Parity.ODD if local_port % 2 else Parity.EVEN
-        return Want(
-            count=1,
-            protocol=protocol,
-            purpose=Purpose.EXPLICIT,
-            parity=parity,
-            exact=True,
-            first=port,
-            address=self.external,
-        )
-
     async def _ask_for_missing(self) -> None:
         """Lease the ports that the host itself needs and does not have."""
         needs = {
@@ -338,12 +277,6 @@ class HostRole:
         ]
         await asyncio.gather(*(self._leasing.request(want) for want in missing))
 
-    async def _regain_mapped(self) -> None:
-        """Lease again what mappings need and the host lost."""
-        for mapping in self._mappings:
-            if mapping.leased and lease_of(mapping, self._leasing.leases) is None:
-                await self._leasing.request(self._want_for_mapping(mapping.protocol, mapping.local_port, mapping.port))
-
     async def _follow_leases(self) -> None:
         """Carry every change of the leases into the kernel, and replace what the host lost."""
         while True:
@@ -353,7 +286,7 @@ class HostRole:
                 await self._apply()
                 self.on_change()
                 await self._ask_for_missing()
-                await self._regain_mapped()
+                await self.mapper.regain()
                 await self._apply()
                 self.losses.settle(self._leasing.leases)
             except DnatError as error:
@@ -367,7 +300,7 @@ class HostRole:
         async with self._applying:
             leases = self._leasing.leases
             ephemeral = self._ephemeral.current
-            mappings = [mapping for mapping in self._mappings if lease_of(mapping, leases)]
+            mappings = [mapping for mapping in self.mapper.mappings if lease_of(mapping, leases)]
             native = [
                 each
                 for lease in leases

@@ -63,10 +63,10 @@ class HostMethods:
 
     async def _map(self, protocol: str, local_port: int, port: int | None = None) -> dict[str, Any]:
         wanted = None if port is None else checked_port(port)
-        return await self._need_host().map(named(Protocol, protocol), checked_port(local_port), wanted)
+        return await self._need_host().mapper.map(named(Protocol, protocol), checked_port(local_port), wanted)
 
     async def _unmap(self, protocol: str, local_port: int) -> dict[str, Any]:
-        return await self._need_host().unmap(named(Protocol, protocol), checked_port(local_port))
+        return await self._need_host().mapper.unmap(named(Protocol, protocol), checked_port(local_port))
 
     def _need_host(self) -> HostRole:
         host = self._host()
