@@ -13,6 +13,8 @@ from ipaddress import IPv4Address
 
 from dnat.errors import PlatformError
 
+Control = list[tuple[int, int, bytes]]
+"""What the kernel says beside a datagram: the interface that it came in on."""
 Receiver = Callable[[bytes, tuple[IPv4Address, int]], None]
 
 AT_ONCE = 64
@@ -50,6 +52,7 @@ class PapSocket:
         self._pause = pause
         self._interface = interface
         self._indexes: set[int] = set()
+        self._trusted: Control | None = None
         self._learn_indexes()
         asyncio.get_running_loop().add_reader(opened, self._readable)
 
@@ -98,25 +101,27 @@ class PapSocket:
                 return
             except OSError:
                 continue  # an ICMP error says no more than silence does
-            if self._is_of_the_lan(control):
+            if control == self._trusted or self._is_of_the_lan(control):
                 self._receiver(data, (_address(source[0]), source[1]))
                 if self._socket.fileno() < 0:
                     return
             else:
                 self.counters["wrong-interface"] += 1
 
-    def _is_of_the_lan(self, control: list[tuple[int, int, bytes]]) -> bool:
+    def _is_of_the_lan(self, control: Control) -> bool:
         for level, kind, value in control:
             if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
                 index = _PKTINFO.unpack(value[: _PKTINFO.size])[0]
                 if index not in self._indexes:
                     self._learn_indexes()
-                return index in self._indexes
+                if index in self._indexes:
+                    self._trusted = control
+                    return True
         return False
 
     def _learn_indexes(self) -> None:
         """The interface's index, which changes when it is made anew; and that of ``lo``, for a host on this machine."""
-        self._indexes = set()
+        self._indexes, self._trusted = set(), None
         for name in (self._interface, "lo"):
             with contextlib.suppress(OSError):
                 self._indexes.add(socket.if_nametoindex(name))
