@@ -18,6 +18,8 @@ OVERLAP = 120.0
 """Seconds that a key stays good after its successor was used first: longer than a datagram is under way."""
 UNUSED = 3600.0
 """Seconds after which a key that was agreed on, and never used, is forgotten."""
+UNUSED_KEPT = 3
+"""So many of those of one host."""
 MAX_KEYS = 65536
 
 
@@ -129,10 +131,18 @@ class Keyring:
         return record, (*changes, self._put(record))
 
     def agree(self, secret: bytes, key_id: int, name: str, host_id: bytes, now: float) -> tuple[KeyChange, ...]:
-        """Take in a key agreed on with a host; it replaces those that were never used."""
-        unused = [each for each in self.of_host(host_id) if each.state is KeyState.NEW]
+        """Take in a key agreed on with a host.
+
+        The last ones that were never used stay beside it until one is used: this may be the answer to a late repeat of a
+        question whose first answer the host has.
+        """
+        unused = self._unused(host_id)[: -(UNUSED_KEPT - 1)]
         record = KeyRecord(Key(key_id, secret), name, host_id, KeyState.NEW, True, now, now + UNUSED)
         return (*(self._drop(each.key.id) for each in unused), self._put(record))
+
+    def _unused(self, host_id: bytes) -> list[KeyRecord]:
+        """Those that a host has not used yet, the oldest first."""
+        return sorted((each for each in self.of_host(host_id) if each.state is KeyState.NEW), key=lambda one: one.created_at)
 
     def used(self, key_id: int, host_id: bytes, now: float) -> tuple[KeyChange, ...]:
         """An authentic message of this host came with the key: binds it, and retires those before it."""
@@ -144,6 +154,7 @@ class Keyring:
             for each in self.of_host(host_id)
             if each.state is KeyState.ACTIVE
         ]
+        changes += [self._drop(each.key.id) for each in self._unused(host_id) if each is not record]
         changes.append(self._put(replace(record, state=KeyState.ACTIVE, host_id=host_id, until=None)))
         return tuple(changes)
 

@@ -365,3 +365,14 @@ def test_a_host_that_moves_takes_its_key_along(net: Network) -> None:
     net.run(1)
     assert [record.host for record in net.store.leases.values()] == [IPv4Address("10.66.0.111")]
     assert isinstance(phone.events[1], Granted)
+
+
+def test_a_late_repeat_of_an_agreement_locks_nobody_out(net: Network) -> None:
+    """The host has the first answer; the repeat reaches a server that has been started anew meanwhile."""
+    keyring, host_id = net.guard.keyring, bytes(16)
+    for key_id in (1, 2, 3, 4):
+        keyring.agree(bytes([key_id]) * 32, key_id, "phone", host_id, float(key_id))
+    assert [each.key.id for each in keyring.of_host(host_id)] == [2, 3, 4], "but not for ever more"
+    keyring.used(2, host_id, 5.0)
+    (used,) = keyring.of_host(host_id)
+    assert (used.key.id, used.state) == (2, KeyState.ACTIVE)
