@@ -5,18 +5,20 @@ Each error carries a sentence that a person can act on. Nothing below the comman
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 
 class DnatError(Exception):
     """Base of all errors that dnat raises on purpose."""
 
-    exit_code = 1
+    exit_code: ClassVar[int] = 1
     """Exit code of ``dnatctl`` when this error ends a command."""
 
 
 class UsageError(DnatError):
     """The caller asked for something that cannot be: a wrong option, name, number or configuration."""
 
-    exit_code = 2
+    exit_code: ClassVar[int] = 2
 
 
 class ConfigError(UsageError):
@@ -30,19 +32,19 @@ class AlreadyUpError(UsageError):
 class PeerError(DnatError):
     """The other side of PAP refused, broke the protocol or did not answer."""
 
-    exit_code = 3
+    exit_code: ClassVar[int] = 3
 
 
 class PlatformError(DnatError):
     """The kernel or the machine cannot do what is needed: no root, no BPF, no such interface, full disk."""
 
-    exit_code = 4
+    exit_code: ClassVar[int] = 4
 
 
 class NotRunningError(DnatError):
     """There is no daemon to talk to in this network namespace."""
 
-    exit_code = 5
+    exit_code: ClassVar[int] = 5
 
 
 def error_kind(error: DnatError) -> str:
