@@ -133,8 +133,8 @@ class Keyring:
     def agree(self, secret: bytes, key_id: int, name: str, host_id: bytes, now: float) -> tuple[KeyChange, ...]:
         """Take in a key agreed on with a host.
 
-        The last ones that were never used stay beside it until one is used: this may be the answer to a late repeat of a
-        question whose first answer the host has.
+        The last ones that were never used stay beside it until one is used: this may answer a late repeat of a question
+        whose first answer the host has.
         """
         unused = self._unused(host_id)[: -(UNUSED_KEPT - 1)]
         record = KeyRecord(Key(key_id, secret), name, host_id, KeyState.NEW, True, now, now + UNUSED)
@@ -142,7 +142,9 @@ class Keyring:
 
     def _unused(self, host_id: bytes) -> list[KeyRecord]:
         """Those that a host has not used yet, the oldest first."""
-        return sorted((each for each in self.of_host(host_id) if each.state is KeyState.NEW), key=lambda one: one.created_at)
+        return sorted(
+            (each for each in self.of_host(host_id) if each.state is KeyState.NEW), key=lambda one: one.created_at
+        )
 
     def used(self, key_id: int, host_id: bytes, now: float) -> tuple[KeyChange, ...]:
         """An authentic message of this host came with the key: binds it, and retires those before it."""

@@ -41,8 +41,7 @@ static __always_inline void *packet_end(const struct __sk_buff *skb)
 
 /* Packets of AF_PACKET rings and of some drivers keep their headers outside of the linear part. What TCP
  * sends keeps its payload there, and is left so: a pull copies the buffer. Several packets that SCTP sends as
- * one have their headers in it, and behind them a list of packets, from which nothing may be taken: the
- * kernel crashes when it comes to take them apart (seen with 6.1). */
+ * one have their headers in it, and behind them a list of packets that a pull would take octets from. */
 static __always_inline void make_linear(struct __sk_buff *skb, __u32 octets)
 {
 	__u32 wanted = skb->len < octets ? skb->len : octets;
