@@ -117,6 +117,17 @@ def test_a_crash_of_the_daemon_cuts_nothing(place: Place) -> None:
     assert ports(place, "phone1", "ephemeral") == before
 
 
+def test_reload_leaves_the_daemon_where_it_belongs(place: Place) -> None:
+    before = ports(place, "phone1", "ephemeral")
+    assert "serving ports" in place.run("router", "dnatctl", "reload", seconds=4 * place.seconds).out
+    if place.installed:
+        assert place.run("router", "systemctl", "is-active", "dnat").out == "active\n"
+        other = place.run("router", "dnatctl", "reload", "--config", "/etc/hostname", code=2).err
+        assert "dnat.service takes its configuration from /etc/dnat/dnat.toml" in other
+    address, port = seen_from(place, "phone1")
+    assert (address, port in before) == (str(place.topology.external), True)
+
+
 def test_down_and_up(place: Place) -> None:
     """A host that is down is an ordinary device, which the router masquerades."""
     place.run("phone1", "dnatctl", "down")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -114,6 +115,15 @@ def _running(instance: Instance) -> str | None:
             if pid_file.holder(instance.pid_file) is None or time.monotonic() > deadline:
                 return None
         time.sleep(0.05)
+
+
+def unit(instance: Instance) -> str | None:
+    """The unit of systemd whose daemon it is; None for one that `up` started by itself."""
+    try:
+        groups = Path(f"/proc/{pid_file.holder(instance.pid_file)}/cgroup").read_text()
+    except OSError:
+        return None
+    return next((name for name in re.split(r"[/\s]", groups) if re.fullmatch(r"dnat(@.*)?\.service", name)), None)
 
 
 def start(instance: Instance, path: Path | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import click
@@ -70,6 +71,9 @@ def reload(path: Path | None) -> None:
 
     require_root()
     instance = Instance.current()
+    if unit := lifecycle.unit(instance):
+        _restart(unit, instance, path)
+        return
     path = path or instance.configuration()
     configuration.load(path)
     with Client(instance.socket) as client:
@@ -83,3 +87,17 @@ def reload(path: Path | None) -> None:
             raise
         lifecycle.start(instance, former)
         raise type(error)(f"{error} (the former configuration is in use again)") from None
+
+
+def _restart(unit: str, instance: Instance, path: Path | None) -> None:
+    """The daemon is systemd's: a new one belongs into the same unit."""
+    configured = instance.configuration()
+    if path is not None and path.absolute() != configured:
+        where = instance.configuration_target()
+        raise UsageError(f"{unit} takes its configuration from {where}: change that file, then dnatctl reload")
+    configuration.load(configured)
+    done = subprocess.run(["systemctl", "restart", unit], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise DnatError(f"{unit} did not start again; why: journalctl -u {unit}")
+    with Client(instance.socket) as client:
+        click.echo(f"up: {'; '.join(client.call('status')['summary'])}")
