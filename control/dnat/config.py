@@ -68,7 +68,7 @@ class HostSettings(Struct, frozen=True, forbid_unknown_fields=True):
     ephemeral_ports: _PortCount = 64
     """Ports for the host's own connections, to begin with."""
     ephemeral_ports_max: _PortCount = 1024
-    """So many there may be when more than half are in use at once."""
+    """So many there may be when more than three quarters are in use at once."""
     translated_ports: _PortCount = 32
     """Ports to which the kernel translates what programs bind elsewhere."""
     translated_ports_max: _PortCount = 1024

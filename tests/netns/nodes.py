@@ -71,9 +71,15 @@ class Machine:
             return client.call(method, **parameters)
 
     def ports(self, purpose: str) -> PortRange:
-        """Its one lease for a purpose."""
-        (lease,) = (lease for lease in self.show()["leases"] if lease["purpose"] == purpose)
-        return PortRange(lease["first"], lease["last"])
+        """Its one lease for a purpose; of several ephemeral ones that which the kernel picks from."""
+        leases = [
+            PortRange(each["first"], each["last"]) for each in self.show()["leases"] if each["purpose"] == purpose
+        ]
+        if purpose == "ephemeral":
+            first = int(self.run("sysctl", "-n", "net.ipv4.ip_local_port_range").stdout.split()[0])
+            leases = [each for each in leases if each.first == first]
+        (lease,) = leases
+        return lease
 
     def counter(self, name: str) -> int:
         return int(self.show()["counters"][name])

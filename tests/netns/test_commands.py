@@ -28,7 +28,7 @@ def test_show_filters_sorts_and_watches(routed_lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("command", "code", "said"),
     [
-        (("show", "leases", "--sort", "colour"), 2, "there is no column colour"),
+        (("show", "leases", "--sort", "colour"), 2, 'there is no column "colour"'),
         (("ping", "nowhere"), 2, "not an address and port"),
         (("release", "1"), 2, "no lease here holds 1"),
         (("request", "--port", "80"), 3, "outside the pool"),

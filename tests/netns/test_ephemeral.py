@@ -36,11 +36,11 @@ def connected(phone: Node, kind: socket.SocketKind, address: str, port: int) -> 
 
 
 def await_room(phone: Node, used: set[int]) -> None:
-    """Wait for a block of which at least half is free."""
+    """Wait for a block of which at least a quarter is free."""
 
     def roomy() -> bool:
         ports = picked_from(phone)
-        return 2 * len(used & set(ports)) <= len(ports)
+        return 4 * len(used & set(ports)) <= 3 * len(ports)
 
     eventually(roomy, "another block", PATIENCE)
 

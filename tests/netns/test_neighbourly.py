@@ -261,9 +261,14 @@ def test_a_renewal_by_dhcp_that_replaces_the_default_route(own_phone: Lab) -> No
 def settled() -> Iterator[Lab]:
     """A lab for the tests that leave it as they found it."""
     topology = Topology(prefix=f"dtm{os.getpid()}", phones=1)
+    lab = Lab(topology)
     try:
+        builder.build(topology)
+        # Tests that wait make many connections to one place; more ports because of that are another matter.
+        lab["phone1"].dnat_toml.parent.mkdir(parents=True)
+        lab["phone1"].dnat_toml.write_text("[host]\nephemeral_ports_max = 64\n")
         control.up(topology, lambda _: None)
-        yield Lab(topology)
+        yield lab
     finally:
         builder.destroy(topology.prefix)
 

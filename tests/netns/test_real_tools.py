@@ -67,5 +67,7 @@ def test_iperf3(lab: Lab, port: int | None) -> None:
             client = ("iperf3", "-J", "-c", lab.ext, "-p", str(IPERF_PORT), *local)
             bulk = json.loads(phone.run(*client, *way, "-t", "1").stdout)["end"]
             assert bulk["sum_received"]["bytes"] > 1_000_000
-            paced = json.loads(phone.run(*client, *way, "-u", "-b", "2M", "-l", "200", "-n", "300K").stdout)["end"]
+            said = json.loads(phone.run(*client, *way, "-u", "-b", "2M", "-l", "200", "-n", "300K").stdout)
+            paced = said["end"]
+            assert "sum" in paced, said
             assert (paced["sum"]["lost_packets"], paced["sum"]["packets"] >= 1500) == (0, True)

@@ -22,10 +22,12 @@ from dnat.types import Lease, PortRange, Protocol, Purpose
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.2
-"""How often; a look that takes long is followed by a longer pause."""
-SHARE_OF_TIME = 50
-"""A pause is at least so many times as long as the look before it."""
+"""How often; a look that costs much is followed by a longer pause."""
+SHARE_OF_CPU = 50
+"""A pause is at least so many times as long as the look before it kept a processor busy."""
 ASK_AGAIN_SECONDS = 10.0
+SPARE_WHEN_FULL = 4
+"""A block grows when less than one in so many of its ports is free."""
 SPARE = 8
 """A block shrinks when it is so many times as large as what is used of it."""
 
@@ -43,6 +45,7 @@ class EphemeralKeeper:
         self._ask_at = 0.0
         self._roomy_since: float | None = None
         self._unused: set[int] = set()
+        self._cost = 0.0
 
     @property
     def current(self) -> Lease | None:
@@ -56,26 +59,26 @@ class EphemeralKeeper:
     async def run(self) -> None:
         """Look again and again, until cancelled."""
         while True:
-            began = time.monotonic()
+            self._cost = 0.0
             try:
-                await self._look(began)
+                await self._look(time.monotonic())
             except PeerError as error:
                 log.warning("%s", error)
             except Exception:
                 log.exception("could not look after the ephemeral ports")
-            await asyncio.sleep(max(LOOK_SECONDS, SHARE_OF_TIME * (time.monotonic() - began)))
+            await asyncio.sleep(max(LOOK_SECONDS, SHARE_OF_CPU * self._cost))
 
     async def _look(self, now: float) -> None:
         current = self.current
         if current is None:
             return
         size, former = len(current.ports), [lease for lease in self._leases if lease is not current]
-        if not former and size <= self._least and local_sockets.count() <= size // 2:
+        if not former and size <= self._least and local_sockets.count() <= size - size // SPARE_WHEN_FULL:
             return
-        usage = await asyncio.to_thread(local_sockets.usage, [lease.ports for lease in self._leases])
+        usage, self._cost = await asyncio.to_thread(_measured_usage, [lease.ports for lease in self._leases])
         await self._give_back(former, usage)
         taken = usage[current.ports].taken
-        if taken > size // 2:
+        if taken > size - size // SPARE_WHEN_FULL:
             await self._move(current, max(2 * size, _room_for(taken)), now)
         else:
             await self._shrink(current, sum(each.taken for each in usage.values()), now)
@@ -121,6 +124,13 @@ class EphemeralKeeper:
         log.info("the kernel picks from %s instead of %s", granted.ports, current.ports)
         self._chosen = granted.id
         await self._apply()
+
+
+def _measured_usage(ranges: list[PortRange]) -> tuple[dict[PortRange, Usage], float]:
+    """What is in use of each range, and the seconds of CPU that it took to find out."""
+    began = time.thread_time()
+    usage = local_sockets.usage(ranges)
+    return usage, time.thread_time() - began
 
 
 def _room_for(taken: int) -> int:
