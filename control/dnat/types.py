@@ -14,6 +14,8 @@ from typing import TypeVar
 
 parse_address = lru_cache(maxsize=16384)(IPv4Address)
 """For text that names few addresses very often: parsing takes long."""
+address_text = lru_cache(maxsize=16384)(str)
+"""The way back, which takes long, too."""
 
 _Member = TypeVar("_Member", bound=enum.IntEnum)
 

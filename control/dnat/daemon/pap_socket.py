@@ -8,10 +8,10 @@ import socket
 import struct
 from collections import Counter
 from collections.abc import Callable
-from functools import lru_cache
 from ipaddress import IPv4Address
 
 from dnat.errors import PlatformError
+from dnat.types import address_text, parse_address
 
 Control = list[tuple[int, int, bytes]]
 """What the kernel says beside a datagram: the interface that it came in on."""
@@ -27,11 +27,6 @@ _PKTINFO = struct.Struct("=i4s4s")
 _IP_PKTINFO = 8
 """ip(7); not in the socket module of Python 3.11."""
 _SO_RCVBUFFORCE = 33
-
-
-_address = lru_cache(8192)(IPv4Address)
-_text = lru_cache(8192)(str)
-"""The hosts of a LAN say and hear something again and again."""
 
 
 class PapSocket:
@@ -82,7 +77,7 @@ class PapSocket:
 
     def send(self, datagram: bytes, to: tuple[IPv4Address, int]) -> None:
         with contextlib.suppress(OSError):
-            self._socket.sendto(datagram, (_text(to[0]), to[1]))
+            self._socket.sendto(datagram, (address_text(to[0]), to[1]))
 
     def close(self) -> None:
         if self._socket.fileno() >= 0:
@@ -102,7 +97,7 @@ class PapSocket:
             except OSError:
                 continue  # an ICMP error says no more than silence does
             if control == self._trusted or self._is_of_the_lan(control):
-                self._receiver(data, (_address(source[0]), source[1]))
+                self._receiver(data, (parse_address(source[0]), source[1]))
                 if self._socket.fileno() < 0:
                     return
             else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from dnat.daemon.clock import SteadyClock
-from dnat.leases.records import Change, DropHold, DropLease, HoldKey, PutHold, PutLease
+from dnat.leases.records import Change, outcome
 from dnat.pap.answers import Step
 from dnat.pap.keyring import KeyChange
 from dnat.pap.server import Server
@@ -81,18 +81,7 @@ class Sharing:
     def _correct(self, changes: Iterable[Change]) -> None:
         """Take whatever these changes touch to what the store has."""
         assert self._store is not None
-        leases: dict[int, None] = {}
-        holds: dict[HoldKey, None] = {}
-        for change in changes:
-            match change:
-                case PutLease(record):
-                    leases[record.id] = None
-                case DropLease(lease_id):
-                    leases[lease_id] = None
-                case PutHold(hold):
-                    holds[hold.key] = None
-                case DropHold(address, ports, protocol):
-                    holds[address, ports, protocol] = None
+        leases, holds = outcome(changes)
         self._core().table.correct(
             {each: self._store.lease(each) for each in leases}, {each: self._store.hold(each) for each in holds}
         )

@@ -5,6 +5,7 @@ All times are seconds on the wall clock (records outlive a boot); identifiers an
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
@@ -133,3 +134,20 @@ class DropHold:
 
 Change = PutLease | DropLease | PutHold | DropHold
 """What a store has to write; the changes of one step belong into one transaction, in their order."""
+
+
+def outcome(changes: Iterable[Change]) -> tuple[dict[int, LeaseRecord | None], dict[HoldKey, HoldRecord | None]]:
+    """How changes, in their order, leave each lease and hold that they touch; None: not there."""
+    leases: dict[int, LeaseRecord | None] = {}
+    holds: dict[HoldKey, HoldRecord | None] = {}
+    for change in changes:
+        match change:
+            case PutLease(record):
+                leases[record.id] = record
+            case DropLease(lease_id):
+                leases[lease_id] = None
+            case PutHold(hold):
+                holds[hold.key] = hold
+            case DropHold(address, ports, protocol):
+                holds[address, ports, protocol] = None
+    return leases, holds

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from functools import lru_cache
 from ipaddress import IPv4Address
 
 from dnat.leases.records import LeaseRecord
-from dnat.types import PortRange, Protocol, Purpose, parse_address, protocol_of, purpose_of
+from dnat.types import PortRange, Protocol, Purpose, address_text, parse_address, protocol_of, purpose_of
 
 BLOCK_COLUMNS = "address, first, last, protocol, purpose, host_id, host"
 """After the lease's identifier: its block of ports, and who holds it."""
 BLOCK_SCHEMA = """address TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
     protocol INTEGER NOT NULL, purpose INTEGER NOT NULL, host_id BLOB NOT NULL, host TEXT NOT NULL"""
-text_of = lru_cache(8192)(str)
-"""Of an address."""
 _AT_ONCE = (128, 32, 8, 1)
 """Rows of one statement. Few sizes, so that SQLite's compiled statements are used again."""
 
@@ -40,13 +37,13 @@ def block_row(record: LeaseRecord) -> tuple[bytes, str, int, int, int, int, byte
     ports = record.ports
     return (
         record.id.to_bytes(8),
-        text_of(record.address),
+        address_text(record.address),
         ports.first,
         ports.last,
         int(record.protocol),
         int(record.purpose),
         record.host_id,
-        text_of(record.host),
+        address_text(record.host),
     )
 
 

@@ -16,13 +16,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dnat.leases.records import Change, DropHold, DropLease, HoldKey, HoldRecord, LeaseRecord, PutHold, PutLease
+from dnat.leases.records import (
+    Change,
+    HoldRecord,
+    LeaseRecord,
+    outcome,
+)
 from dnat.store.base import State, StoreError, Watcher, many_records
 from dnat.store.checkpoints import LONGEST_LOG, Checkpoints
 from dnat.store.history import RETENTION, History, Period, Tenure, enter, tenures
 from dnat.store.history import SCHEMA as HISTORY_SCHEMA
-from dnat.store.rows import BLOCK_COLUMNS, BLOCK_SCHEMA, block_row, put_rows, read_block, text_of
-from dnat.types import PortRange, parse_address, protocol_of, purpose_of
+from dnat.store.rows import BLOCK_COLUMNS, BLOCK_SCHEMA, block_row, put_rows, read_block
+from dnat.types import PortRange, address_text, parse_address, protocol_of, purpose_of
 
 SCHEMA_VERSION = 2
 _SCHEMA = f"""
@@ -223,18 +228,7 @@ def _record(row: tuple[Any, ...]) -> LeaseRecord:
 
 def _apply(database: sqlite3.Connection, changes: Sequence[Change]) -> None:
     """Make the changes. What counts is how they leave each lease and hold: that takes few statements for many rows."""
-    leases: dict[int, LeaseRecord | None] = {}
-    holds: dict[HoldKey, HoldRecord | None] = {}
-    for change in changes:
-        match change:
-            case PutLease(record):
-                leases[record.id] = record
-            case DropLease(id_):
-                leases[id_] = None
-            case PutHold(hold):
-                holds[hold.key] = hold
-            case DropHold(address, ports, protocol):
-                holds[address, ports, protocol] = None
+    leases, holds = outcome(changes)
     put_rows(database, "INSERT OR REPLACE INTO leases", [_lease_row(each) for each in leases.values() if each])
     put_rows(database, "INSERT OR REPLACE INTO holds", [_hold_row(each) for each in holds.values() if each])
     database.executemany(
@@ -256,7 +250,7 @@ def _lease_row(record: LeaseRecord) -> tuple[object, ...]:
 
 def _hold_row(hold: HoldRecord) -> tuple[object, ...]:
     return (
-        text_of(hold.address),
+        address_text(hold.address),
         hold.ports.first,
         hold.ports.last,
         int(hold.protocol),

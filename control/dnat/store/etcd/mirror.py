@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from dnat.leases.records import Change, DropHold, DropLease, HoldKey, HoldRecord, LeaseRecord, PutHold, PutLease
+from dnat.leases.records import (
+    Change,
+    DropHold,
+    DropLease,
+    HoldKey,
+    HoldRecord,
+    LeaseRecord,
+    PutHold,
+    PutLease,
+    outcome,
+)
 from dnat.store.base import PublishedPool, StoreError, many_records
 from dnat.store.etcd import layout
 
@@ -61,17 +71,18 @@ class Mirror:
 
     def committed(self, changes: Iterable[Change], since: dict[int, float], revision: int) -> None:
         """Take in a transaction of our own, which was the fence's last change."""
-        for change in changes:
-            match change:
-                case PutLease(record):
-                    self.leases[record.id] = record
-                case DropLease(lease_id):
-                    self.leases.pop(lease_id, None)
-                    self.since.pop(lease_id, None)
-                case PutHold(hold):
-                    self.holds[hold.key] = hold
-                case DropHold(address, ports, protocol):
-                    self.holds.pop((address, ports, protocol), None)
+        leases, holds = outcome(changes)
+        for lease_id, record in leases.items():
+            if record is None:
+                self.leases.pop(lease_id, None)
+                self.since.pop(lease_id, None)
+            else:
+                self.leases[lease_id] = record
+        for key, hold in holds.items():
+            if hold is None:
+                self.holds.pop(key, None)
+            else:
+                self.holds[key] = hold
         self.since |= {lease_id: at for lease_id, at in since.items() if lease_id in self.leases}
         self.fence = self.revision = revision
 
