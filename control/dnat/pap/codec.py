@@ -77,7 +77,6 @@ class _Bad(ValueError):
 
 
 _parity, _message_type = members(Parity), members(MessageType)
-_RESULTS = {int(result): result for result in Result}
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,9 +274,7 @@ def decode(datagram: bytes) -> Message:
     unknown: dict[int, None] = {}
     try:
         message_type = _message_type(type_number)
-        result = _RESULTS.get(code)
-        if result is None:
-            result = Result.from_wire(code)
+        result = Result.from_wire(code)
         position = HEADER.size
         while position < length:
             if length - position < _ATTRIBUTE.size:

@@ -112,12 +112,11 @@ class Result(enum.IntEnum):
 
         Raises ValueError where the nibble is unknown, too.
         """
-        try:
-            return cls(code)
-        except ValueError:
-            return cls(code & 0xF0)
+        known = _RESULTS.get(code)
+        return cls(code & 0xF0) if known is None else known
 
 
+_RESULTS = {int(result): result for result in Result}
 _FAULTS = {0: Fault.NONE, 1: Fault.REQUESTER, 2: Fault.NOBODY, 3: Fault.SERVER, 4: Fault.NOBODY}
 
 
