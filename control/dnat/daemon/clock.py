@@ -14,6 +14,8 @@ from pathlib import Path
 
 import msgspec
 
+from dnat.daemon import files
+
 log = logging.getLogger(__name__)
 
 JUMP = 5.0
@@ -85,8 +87,6 @@ def _save(path: Path | None, boot: Path, offset: float) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(".new")
-        fresh.write_bytes(msgspec.json.encode(_Saved(boot.read_text(encoding="ascii"), offset)))
-        fresh.replace(path)
+        files.replace(path, msgspec.json.encode(_Saved(boot.read_text(encoding="ascii"), offset)))
     except OSError as error:
         log.warning("%s cannot be written (%s): a restart of the server will read the clock again", path, error)

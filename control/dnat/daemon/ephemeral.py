@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from dnat.config import HostSettings
-from dnat.daemon.leasing import Leasing, RefusedError
+from dnat.daemon.leasing import ASK_AGAIN_SECONDS, Leasing, pause_after
 from dnat.errors import PeerError
 from dnat.pap.messages import Want
 from dnat.system import local_sockets
@@ -25,7 +25,6 @@ LOOK_SECONDS = 0.2
 """How often; a look that costs much is followed by a longer pause."""
 SHARE_OF_CPU = 50
 """A pause is at least so many times as long as the look before it kept a processor busy."""
-ASK_AGAIN_SECONDS = 10.0
 SPARE_WHEN_FULL = 4
 """A block grows when less than one in so many of its ports is free."""
 SPARE = 8
@@ -45,7 +44,6 @@ class EphemeralKeeper:
         self._ask_at = 0.0
         self._roomy_since: float | None = None
         self._unused: set[int] = set()
-        self._cost = 0.0
 
     @property
     def current(self) -> Lease | None:
@@ -59,29 +57,31 @@ class EphemeralKeeper:
     async def run(self) -> None:
         """Look again and again, until cancelled."""
         while True:
-            self._cost = 0.0
+            cost = 0.0
             try:
-                await self._look(time.monotonic())
+                cost = await self._look(time.monotonic())
             except PeerError as error:
                 log.warning("%s", error)
             except Exception:
                 log.exception("could not look after the ephemeral ports")
-            await asyncio.sleep(max(LOOK_SECONDS, SHARE_OF_CPU * self._cost))
+            await asyncio.sleep(max(LOOK_SECONDS, SHARE_OF_CPU * cost))
 
-    async def _look(self, now: float) -> None:
+    async def _look(self, now: float) -> float:
+        """Do what the sockets of now ask for; returns the seconds of CPU that it took to see them."""
         current = self.current
         if current is None:
-            return
+            return 0.0
         size, former = len(current.ports), [lease for lease in self._leases if lease is not current]
-        if not former and size <= self._least and local_sockets.count() <= size - size // SPARE_WHEN_FULL:
-            return
-        usage, self._cost = await asyncio.to_thread(_measured_usage, [lease.ports for lease in self._leases])
+        if not former and size <= self._least and local_sockets.count() <= _high_water(size):
+            return 0.0
+        usage, cost = await asyncio.to_thread(_measured_usage, [lease.ports for lease in self._leases])
         await self._give_back(former, usage)
         taken = usage[current.ports].taken
-        if taken > size - size // SPARE_WHEN_FULL:
+        if taken > _high_water(size):
             await self._move(current, max(2 * size, _room_for(taken)), now)
         else:
             await self._shrink(current, sum(each.taken for each in usage.values()), now)
+        return cost
 
     async def _give_back(self, former: list[Lease], usage: dict[PortRange, Usage]) -> None:
         """Release blocks from which no socket speaks any more. Twice none: one may have been between pick and use."""
@@ -112,8 +112,7 @@ class EphemeralKeeper:
         try:
             granted = (await self._leasing.request(want)).lease
         except PeerError as error:
-            retry_after = error.retry_after if isinstance(error, RefusedError) else None
-            self._ask_at = now + (retry_after or ASK_AGAIN_SECONDS)
+            self._ask_at = now + pause_after(error)
             log.warning("no other block of ephemeral ports: %s", error)
             return
         if len(granted.ports) <= before < size:
@@ -131,6 +130,11 @@ def _measured_usage(ranges: list[PortRange]) -> tuple[dict[PortRange, Usage], fl
     began = time.thread_time()
     usage = local_sockets.usage(ranges)
     return usage, time.thread_time() - began
+
+
+def _high_water(size: int) -> int:
+    """Ports in use beyond which a block of so many is too small."""
+    return size - size // SPARE_WHEN_FULL
 
 
 def _room_for(taken: int) -> int:

@@ -15,7 +15,7 @@ from dnat.daemon.announcer import Announcer
 from dnat.daemon.changes import keep_repaired
 from dnat.daemon.credentials import load_credentials
 from dnat.daemon.ephemeral import EphemeralKeeper
-from dnat.daemon.leasing import Leasing, RefusedError
+from dnat.daemon.leasing import Leasing, pause_after
 from dnat.daemon.losses import Losses
 from dnat.daemon.mapper import Mapper
 from dnat.daemon.mappings import lease_of, unmapped
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 5.0
-ASK_AGAIN_SECONDS = 10.0
 RELEASE_SECONDS = 1.5
 
 
@@ -291,8 +290,7 @@ class HostRole:
                 self.losses.settle(self._leasing.leases)
             except DnatError as error:
                 log.warning("%s", error)
-                retry_after = error.retry_after if isinstance(error, RefusedError) else None
-                await asyncio.sleep(retry_after or ASK_AGAIN_SECONDS)
+                await asyncio.sleep(pause_after(error))
                 self._lacking.set()
 
     async def _apply(self) -> list[str]:

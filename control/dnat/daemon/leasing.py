@@ -15,7 +15,7 @@ from dnat.daemon.alarm import Alarm
 from dnat.daemon.clock import boottime
 from dnat.daemon.pap_socket import PapSocket
 from dnat.daemon.saved_leases import load_leases, save_leases
-from dnat.errors import PeerError
+from dnat.errors import DnatError, PeerError
 from dnat.pap import events
 from dnat.pap.agent import Agent
 from dnat.pap.auth import Key
@@ -33,6 +33,10 @@ SILENT_SENDS = 3
 """What is sent without an answer, before another server is asked where there are several: after about a second."""
 
 
+ASK_AGAIN_SECONDS = 10.0
+"""Until a question that failed is asked again, unless the server says when."""
+
+
 class RefusedError(PeerError):
     """The server said no, and why."""
 
@@ -40,6 +44,11 @@ class RefusedError(PeerError):
         super().__init__(message)
         self.result = result
         self.retry_after = retry_after
+
+
+def pause_after(error: DnatError) -> float:
+    """Seconds until it makes sense to ask again."""
+    return (error.retry_after if isinstance(error, RefusedError) else None) or ASK_AGAIN_SECONDS
 
 
 class Leasing:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from dnat.daemon import files
 from dnat.errors import PlatformError
 from dnat.types import Lease, PortRange, Protocol, Purpose
 
@@ -63,10 +64,8 @@ class Mappings:
         return [each for each in self if each.port in ports and each.protocol.overlaps(protocol)]
 
     def _save(self, mappings: list[Mapping]) -> None:
-        fresh = self._path.with_suffix(".new")
         try:
-            fresh.write_bytes(msgspec.json.encode(mappings))
-            fresh.replace(self._path)
+            files.replace(self._path, msgspec.json.encode(mappings))
         except OSError as error:
             raise PlatformError(f"{self._path} cannot be written, so nothing was changed: {error.strerror}") from None
 

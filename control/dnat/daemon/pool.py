@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import IPv4Address
 
 from dnat.config import HostSettings
-from dnat.daemon.leasing import Leasing, RefusedError
+from dnat.daemon.leasing import Leasing, pause_after
 from dnat.dataplane.host import HostPlane
 from dnat.errors import PeerError
 from dnat.pap.messages import Want
@@ -22,7 +22,6 @@ from dnat.types import Lease, Protocol, Purpose
 log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 5.0
-ASK_AGAIN_SECONDS = 10.0
 
 
 BURST = 16
@@ -103,8 +102,7 @@ class PoolKeeper:
                 granted = await self._leasing.request(want)
             except PeerError as error:
                 log.warning("no more ports to translate to: %s", error)
-                retry_after = error.retry_after if isinstance(error, RefusedError) else None
-                self._ask_at = time.monotonic() + (retry_after or ASK_AGAIN_SECONDS)
+                self._ask_at = time.monotonic() + pause_after(error)
                 self._plane.set_exhausted(True)
                 return
             log.info("the pool grows by %s", granted.lease.ports)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from dnat.config import ApiSettings
+from dnat.daemon import files
 from dnat.daemon.announcer import AddressChange, Change, LeaseChange, Renamed
 from dnat.daemon.host import HostRole
 from dnat.daemon.session import Session
@@ -258,9 +259,7 @@ class Programs:
 
     def _save(self) -> None:
         try:
-            fresh = self._path.with_suffix(".new")
-            fresh.write_bytes(msgspec.json.encode(list(self._held.values())))
-            fresh.replace(self._path)
+            files.replace(self._path, msgspec.json.encode(list(self._held.values())))
         except OSError as error:
             log.error("%s cannot be written: %s", self._path, error.strerror)
 

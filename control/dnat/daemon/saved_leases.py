@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from dnat.daemon import files
 from dnat.pap.epoch import EpochState
 from dnat.types import Lease, PortRange, Protocol, Purpose
 
@@ -52,9 +53,7 @@ def save_leases(path: Path, leases: tuple[Lease, ...], epoch: EpochState | None,
         )
         for lease in leases
     ]
-    fresh = path.with_suffix(".new")
-    fresh.write_bytes(msgspec.json.encode(_File(epoch, rows, gateway)))
-    fresh.replace(path)
+    files.replace(path, msgspec.json.encode(_File(epoch, rows, gateway)))
 
 
 def load_leases(path: Path, now: float) -> Saved | None:
