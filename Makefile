@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml scripts/setup.sh
 
 # A link into a checkout that is no more counts as missing.
 $(LINK): | $(STAMP)
-	@PYTHON=$(PYTHON) VENV=$(VENV) LINK=$(LINK) scripts/setup.sh
+	@ln -sfn $(CURDIR)/$(VENV)/bin/dnatctl $@
 
 compiled: $(COMPILED) ## the port server's pure modules as C extensions, in build/compiled (a C compiler, Python's headers)
 

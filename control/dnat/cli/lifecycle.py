@@ -47,14 +47,14 @@ def up(path: Path | None, foreground: bool) -> None:
 
         keep(instance, path)
         sys.exit(run(config))
-    summary = _running(instance)
+    summary = running(instance)
     if summary is None:
         try:
             click.echo(f"up: {start(instance, path)}")
             return
         except AlreadyUpError:
             # Somebody else was quicker.
-            if (summary := _running(instance)) is None:
+            if (summary := running(instance)) is None:
                 raise
     click.echo(f"already up: {summary}")
 
@@ -104,7 +104,7 @@ def status(output: str) -> None:
         click.echo(f"  host identity {answer['host_id']}")
 
 
-def _running(instance: Instance) -> str | None:
+def running(instance: Instance) -> str | None:
     """What the running daemon says of itself, as soon as it is up; None when there is none."""
     deadline = time.monotonic() + START_SECONDS
     while True:

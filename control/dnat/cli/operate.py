@@ -97,7 +97,7 @@ def _restart(unit: str, instance: Instance, path: Path | None) -> None:
         raise UsageError(f"{unit} takes its configuration from {where}: change that file, then dnatctl reload")
     configuration.load(configured)
     done = subprocess.run(["systemctl", "restart", unit], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
+    summary = lifecycle.running(instance) if done.returncode == 0 else None
+    if summary is None:
         raise DnatError(f"{unit} did not start again; why: journalctl -u {unit}")
-    with Client(instance.socket) as client:
-        click.echo(f"up: {'; '.join(client.call('status')['summary'])}")
+    click.echo(f"up: {summary}")

@@ -84,7 +84,7 @@ class AsyncPortLease(Granted):
         self._client = await AsyncClient.connect(self._path)
         try:
             granted = await self._client.call("lease", **self._wanted)
-            self._take(granted["lease"], await self._client.call("watch", mine=True))
+            self._take(granted["lease"], await self._watched())
         except BaseException:
             self._client.close()
             raise
@@ -111,10 +111,15 @@ class AsyncPortLease(Granted):
                 event = await self._client.event()
             except NotRunningError:
                 event = {} if await self._find_again() else {"reason": ENDED}
-            if event.get("event") == "missed" and not stands(self.id, await self._client.call("watch", mine=True)):
+            if event.get("event") == "missed" and not stands(self.id, await self._watched()):
                 event = {"reason": ENDED}
             if reason := end(event):
                 return reason
+
+    async def _watched(self) -> dict[str, Any]:
+        """Hear from now on what becomes of this connection's leases; what they are now."""
+        watched: dict[str, Any] = await self._client.call("watch", mine=True)
+        return watched
 
     async def _find_again(self) -> bool:
         """Connect to the daemon that has come since, and go on; False if there is none or the lease has ended."""
@@ -125,7 +130,7 @@ class AsyncPortLease(Granted):
                     try:
                         self._client = await AsyncClient.connect(self._path)
                         await self._client.call("keep", leases=[self.id])
-                        return stands(self.id, await self._client.call("watch", mine=True))
+                        return stands(self.id, await self._watched())
                     except DnatError:
                         await asyncio.sleep(AGAIN_SECONDS)
         return False

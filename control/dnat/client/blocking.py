@@ -28,7 +28,7 @@ class PortLease(Granted):
         self._closing = False
         self._client = _connect(path)
         try:
-            self._take(self._client.call("lease", **wanted)["lease"], _watch(self._client))
+            self._take(self._client.call("lease", **wanted)["lease"], _watched(self._client))
         except BaseException:
             self._client.close()
             raise
@@ -63,7 +63,7 @@ class PortLease(Granted):
                 event = self._client.event()
             except NotRunningError:
                 event = {} if self._closing or self._find_again() else {"reason": ENDED}
-            if event.get("event") == "missed" and not stands(self.id, _watch(self._client)):
+            if event.get("event") == "missed" and not stands(self.id, _watched(self._client)):
                 event = {"reason": ENDED}
             self.reason = end(event)
             if self.reason:
@@ -81,7 +81,7 @@ class PortLease(Granted):
             try:
                 self._client = _connect(self._path)
                 self._client.call("keep", leases=[self.id])
-                return stands(self.id, _watch(self._client))
+                return stands(self.id, _watched(self._client))
             except DnatError:
                 time.sleep(AGAIN_SECONDS)
         return False
@@ -111,7 +111,7 @@ def lease(
     return PortLease(path or Instance.current().socket, wanted, on_lost)
 
 
-def _watch(client: Client) -> dict[str, Any]:
+def _watched(client: Client) -> dict[str, Any]:
     """Hear from now on what becomes of this connection's leases; what they are now."""
     watched: dict[str, Any] = client.call("watch", mine=True)
     return watched
