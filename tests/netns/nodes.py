@@ -81,6 +81,11 @@ class Machine:
         (lease,) = leases
         return lease
 
+    def blocks(self, purpose: str) -> list[int]:
+        """Sizes of its leases for a purpose."""
+        leases = self.call("show")["leases"]
+        return [each["last"] - each["first"] + 1 for each in leases if each["purpose"] == purpose]
+
     def counter(self, name: str) -> int:
         return int(self.show()["counters"][name])
 

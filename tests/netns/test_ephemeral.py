@@ -15,12 +15,6 @@ ECHO, HTTP = 7, 80
 PATIENCE = 20.0
 
 
-def blocks(phone: Node) -> list[int]:
-    """Sizes of the ephemeral leases."""
-    leases = phone.call("show")["leases"]
-    return [lease["last"] - lease["first"] + 1 for lease in leases if lease["purpose"] == "ephemeral"]
-
-
 def picked_from(phone: Node) -> range:
     first, last = phone.run("sysctl", "-n", "net.ipv4.ip_local_port_range").stdout.split()
     return range(int(first), int(last) + 1)
@@ -65,8 +59,10 @@ def test_a_host_with_many_sockets_gets_more_ports(routed_lab: Lab, tmp_path: Pat
             for sock in opened:
                 speak(sock)
             assert len({sock.getsockname()[1] for sock in opened}) == 40
-            assert len(blocks(phone)) > 1
-        eventually(lambda: blocks(phone) == [8], "all but a block of the first size is given back", PATIENCE)
+            assert len(phone.blocks("ephemeral")) > 1
+        eventually(
+            lambda: phone.blocks("ephemeral") == [8], "all but a block of the first size is given back", PATIENCE
+        )
         with connected(phone, UDP, lab.ext, ECHO) as sock:
             speak(sock)
 

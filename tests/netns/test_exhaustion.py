@@ -19,12 +19,6 @@ ECHO = 7
 PATIENCE = 20.0
 
 
-def blocks(phone: Node) -> list[int]:
-    """Sizes of the leases to translate to."""
-    leases = phone.call("show")["leases"]
-    return [lease["last"] - lease["first"] + 1 for lease in leases if lease["purpose"] == "translated"]
-
-
 def speak(sock: socket.socket, lab: Lab) -> None:
     sock.sendto(b"?", (lab.ext, ECHO))
     try:
@@ -56,7 +50,7 @@ def test_it_grows_before_a_packet_is_lost_and_shrinks_when_idle(routed_lab: Lab,
         # As if nothing had been sent for longer than a binding lives; then the blocks are no longer needed.
         with contextlib.closing(phone.plane()) as plane:
             assert plane.sweep(time.monotonic() + 400) == 16
-        eventually(lambda: sum(blocks(phone)) == 8, "the surplus is given back", PATIENCE)
+        eventually(lambda: sum(phone.blocks("translated")) == 8, "the surplus is given back", PATIENCE)
         for sock in opened[:4]:
             speak(sock, lab)
 
@@ -73,7 +67,7 @@ def test_a_live_binding_keeps_its_block(routed_lab: Lab, tmp_path: Path) -> None
         with contextlib.closing(phone.plane()) as plane:
             for found in plane.bindings(time.monotonic()):
                 assert found.local_port == 7005 or plane.forget(found)
-        eventually(lambda: len(blocks(phone)) <= 2, "idle blocks are given back", PATIENCE)
+        eventually(lambda: len(phone.blocks("translated")) <= 2, "idle blocks are given back", PATIENCE)
         speak(opened[-1], lab)
         after = {b["local_port"]: b["port"] for b in phone.call("show")["bindings"]}
         assert after == {7005: before[7005]}
