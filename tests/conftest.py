@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -10,6 +11,9 @@ from hypothesis import HealthCheck, settings
 # A busy machine makes the generation of messages slow, which says nothing about dnat.
 settings.register_profile("dnat", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("dnat")
+
+# Whoever starts tests in the background may have SIGINT ignored, and so would every program that they interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
