@@ -107,12 +107,24 @@ def xdp_lab(_root: None) -> Iterator[Lab]:
 
 
 @pytest.fixture(scope="session")
-def sip_lab(_root: None) -> Iterator[Lab]:
-    """A lab with a SIP proxy and three users: alice, bob, carol. Tests leave it as they find it."""
+def _sip_lab(_root: None) -> Iterator[Lab]:
     for lab in _lab("s", sip="proxy"):
         for user in ("alice", "bob", "carol"):
             lab["sip"].dnatctl("sip", "users", "add", user, "--password", f"secret-{user}")
         yield lab
+
+
+@pytest.fixture
+def sip_lab(_sip_lab: Lab) -> Iterator[Lab]:
+    """A lab with a SIP proxy and three users: alice, bob, carol. What a test leased for its phones is given back."""
+    phones = [_sip_lab["phone1"], _sip_lab["phone2"]]
+    before = {lease["id"] for phone in phones for lease in phone.call("show")["leases"]}
+    yield _sip_lab
+    for phone in phones:
+        leases = phone.call("show")["leases"]
+        asked = [each["id"] for each in leases if each["purpose"] == "explicit" and each["id"] not in before]
+        if asked:
+            phone.call("release", ids=asked)
 
 
 @pytest.fixture
