@@ -129,7 +129,18 @@ def test_without_root_a_sentence_says_so() -> None:
 def test_importing_the_package_costs_little() -> None:
     script = (
         "import sys, dnat.system.host, dnat.system.router, dnat.system.undo, dnat.system.links\n"
-        "print(sorted({'pyroute2', 'nftables', 'asyncio'} & set(sys.modules)))"
+        "print(sorted({'pyroute2.netlink', 'nftables', 'asyncio'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_netlink_comes_without_what_is_not_used_of_it() -> None:
+    script = (
+        "import sys, dnat.system.netlink as ours\n"
+        "print({'sqlite3', 'pyroute2.ndb.main', 'pyroute2'} & set(sys.modules))\n"
+        "import pyroute2\n"
+        "print(pyroute2.NDB.__name__, pyroute2.IPRoute is ours.IPRoute)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\nNDB True\n"

@@ -14,12 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from dnat.dataplane import tcx
 from dnat.dataplane.bpf import object_get
 from dnat.errors import PlatformError, UsageError
+from dnat.system.netlink import IPRoute, NetlinkError
 
 Direction = tcx.Direction
 

@@ -7,8 +7,7 @@ import socket
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Interface
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
+from dnat.system.netlink import IPRoute, NetlinkError
 
 _ETHERNET = 1
 _USE = 0x01

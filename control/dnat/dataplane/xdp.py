@@ -12,15 +12,11 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from pyroute2 import IPRoute
-from pyroute2.netlink import genlmsg
-from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.generic import GenericNetlinkSocket
-
 from dnat.dataplane.bpf import Command, bpf, object_get, program_name
 from dnat.dataplane.objects import XDP_PROGRAMS
 from dnat.errors import PlatformError
 from dnat.system import rtnetlink
+from dnat.system.netlink import GenericNetlinkSocket, IPRoute, NetlinkError, genlmsg
 
 _OURS = {name for names in XDP_PROGRAMS.values() for name in names}
 _RTM_SETLINK = 19

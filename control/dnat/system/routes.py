@@ -187,7 +187,7 @@ def ensure_front(journal: Journal, rtnl: Any, wanted: Route) -> list[str]:
     A route of metric 0 that is in the way is replaced and journalled; others stay behind ours. Returns what
     was changed. Raises PlatformError while the gateway cannot be reached.
     """
-    from pyroute2.netlink.exceptions import NetlinkError
+    from dnat.system.netlink import NetlinkError
 
     current = _front(rtnl, wanted.destination)
     if current and _same(current, wanted):
@@ -240,7 +240,7 @@ def undo(entry: Entry) -> None:
     A route that somebody else has put there since is newer than what the journal knows, and stays. One whose
     interface is gone or down meanwhile would have gone with it.
     """
-    from pyroute2.netlink.exceptions import NetlinkError
+    from dnat.system.netlink import NetlinkError
 
     old = _stored(entry)
     with rtnetlink.socket("put the old route back") as rtnl:

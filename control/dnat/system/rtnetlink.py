@@ -27,8 +27,7 @@ def socket(purpose: str) -> Iterator[Any]:
     ``purpose`` completes the sentence "cannot …" of the PlatformError that a refusal of the kernel becomes.
     Errors that the caller expects must be caught inside (see ``expect``).
     """
-    from pyroute2 import IPRoute
-    from pyroute2.netlink.exceptions import NetlinkError
+    from dnat.system.netlink import IPRoute, NetlinkError
 
     try:
         # No multicast groups: what others change meanwhile is no answer to our questions.
@@ -41,7 +40,7 @@ def socket(purpose: str) -> Iterator[Any]:
 @contextlib.contextmanager
 def expect(*codes: int) -> Iterator[None]:
     """Ignore the kernel's refusal if its errno is one of ``codes``."""
-    from pyroute2.netlink.exceptions import NetlinkError
+    from dnat.system.netlink import NetlinkError
 
     try:
         yield
@@ -55,7 +54,7 @@ def request(message_type: int, body: bytes, flags: int, family: int = sockets.NE
 
     Raises pyroute2's NetlinkError as its own methods do, which can send only messages that they have built.
     """
-    from pyroute2.netlink.exceptions import NetlinkError
+    from dnat.system.netlink import NetlinkError
 
     with sockets.socket(sockets.AF_NETLINK, sockets.SOCK_RAW, family) as channel:
         channel.bind((0, 0))

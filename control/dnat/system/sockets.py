@@ -48,7 +48,7 @@ def close(address: IPv4Address, ports: Collection[tuple[PortRange, Protocol]]) -
 
 
 def _sockets(protocol: Protocol) -> Iterator[dict[str, Any]]:
-    from pyroute2 import DiagSocket
+    from dnat.system.netlink import DiagSocket
 
     with DiagSocket() as diagnosis:
         for family in (socket.AF_INET, socket.AF_INET6):
