@@ -6,6 +6,7 @@ import itertools
 import random
 from ipaddress import IPv4Address
 
+from durable import DurableLeases
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -21,17 +22,7 @@ from hypothesis.stateful import (
 
 from dnat.leases.errors import LeaseRefused
 from dnat.leases.pool import Pool, classes
-from dnat.leases.records import (
-    Change,
-    DropHold,
-    DropLease,
-    HoldKey,
-    HoldRecord,
-    LeaseRecord,
-    PutHold,
-    PutLease,
-    Want,
-)
+from dnat.leases.records import Change, LeaseRecord, Want
 from dnat.leases.table import LeaseTable
 from dnat.types import Parity, PortRange, Protocol, Purpose
 
@@ -72,8 +63,7 @@ class Allocator(RuleBasedStateMachine):
         self.choose = random.Random(seed).randrange
         self.now = 0.0
         self.table = LeaseTable(POOL)
-        self.durable: dict[int, LeaseRecord] = {}
-        self.durable_holds: dict[HoldKey, HoldRecord] = {}
+        self.durable = DurableLeases()
         self.unwritten: list[Change] = []
         self.told: dict[int, LeaseRecord] = {}
         self.freed: dict[tuple[IPv4Address, Protocol, int], tuple[bytes, float]] = {}
@@ -155,20 +145,10 @@ class Allocator(RuleBasedStateMachine):
     def crash(self) -> None:
         """What was not written is gone; nobody was told of it."""
         self.unwritten = []
-        self.table = LeaseTable(POOL)
-        self.table.load(self.durable.values(), self.durable_holds.values())
+        self.table = self.durable.table(POOL)
 
     def commit(self) -> None:
-        for change in self.unwritten:
-            match change:
-                case PutLease(record):
-                    self.durable[record.id] = record
-                case DropLease(lease_id):
-                    del self.durable[lease_id]
-                case PutHold(hold):
-                    self.durable_holds[hold.key] = hold
-                case DropHold(address, ports, protocol):
-                    del self.durable_holds[address, ports, protocol]
+        self.durable.write(self.unwritten)
         self.unwritten = []
 
     def free(self, record: LeaseRecord) -> None:
@@ -207,8 +187,8 @@ class Allocator(RuleBasedStateMachine):
     @invariant()
     def the_store_can_follow(self) -> None:
         if not self.unwritten:
-            assert {record.id: record for record in self.table} == self.durable
-            assert {hold.key: hold for hold in self.table.holds} == self.durable_holds
+            assert {record.id: record for record in self.table} == self.durable.leases
+            assert {hold.key: hold for hold in self.table.holds} == self.durable.holds
 
 
 TestAllocator = Allocator.TestCase

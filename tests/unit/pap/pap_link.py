@@ -10,19 +10,11 @@ import itertools
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv4Network
 
+from durable import DurableLeases
+
 from dnat.daemon.agreement import X25519Agreement
 from dnat.leases.pool import Pool
-from dnat.leases.records import (
-    Change,
-    DropHold,
-    DropLease,
-    HoldKey,
-    HoldRecord,
-    LeaseRecord,
-    PutHold,
-    PutLease,
-)
-from dnat.leases.table import LeaseTable
+from dnat.leases.records import LeaseRecord
 from dnat.pap.agent import Agent
 from dnat.pap.answers import Step
 from dnat.pap.auth import Key
@@ -59,12 +51,11 @@ Fate = Callable[[bytes], Iterable[float]]
 """For each copy of a datagram that arrives, how long it is under way; none for a loss."""
 
 
-class Store:
+class Store(DurableLeases):
     """What is durable."""
 
     def __init__(self) -> None:
-        self.leases: dict[int, LeaseRecord] = {}
-        self.holds: dict[HoldKey, HoldRecord] = {}
+        super().__init__()
         self.keys: dict[int, KeyRecord] = {}
 
     def write_keys(self, changes: Iterable[KeyChange]) -> None:
@@ -74,23 +65,6 @@ class Store:
                     self.keys[record.key.id] = record
                 case DropKey(key_id):
                     del self.keys[key_id]
-
-    def write(self, changes: Iterable[Change]) -> None:
-        for change in changes:
-            match change:
-                case PutLease(record):
-                    self.leases[record.id] = record
-                case DropLease(lease_id):
-                    del self.leases[lease_id]
-                case PutHold(hold):
-                    self.holds[hold.key] = hold
-                case DropHold(address, ports, protocol):
-                    del self.holds[address, ports, protocol]
-
-    def table(self, pool: Pool, grace: float = 0.0) -> LeaseTable:
-        table = LeaseTable(pool, grace=grace)
-        table.load(self.leases.values(), self.holds.values())
-        return table
 
 
 class Host:
