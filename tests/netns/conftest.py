@@ -114,9 +114,9 @@ def _sip_lab(_root: None) -> Iterator[Lab]:
         yield lab
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def sip_lab(_sip_lab: Lab) -> Iterator[Lab]:
-    """A lab with a SIP proxy and three users: alice, bob, carol. What a test leased for its phones is given back."""
+    """A lab with a SIP proxy and three users: alice, bob, carol. What a module leased for its phones is given back."""
     phones = [_sip_lab["phone1"], _sip_lab["phone2"]]
     before = {lease["id"] for phone in phones for lease in phone.call("show")["leases"]}
     yield _sip_lab
