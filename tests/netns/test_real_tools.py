@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from nodes import Lab, Node, eventually
@@ -42,32 +41,30 @@ def test_mtr(lab: Lab) -> None:
     assert [(hub["host"], hub["Loss%"]) for hub in found] == [(ROUTER_LAN, 0.0), (lab.ext, 0.0)]
 
 
-@contextmanager
-def iperf_server(node: Node) -> Iterator[None]:
-    command = ["iperf3", "-s", "-p", str(IPERF_PORT)]
-    with netns.enter(node.namespace):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def iperf3(server: Node, client: Node, *options: str) -> dict[str, Any]:
+    """The client's summary of one test, with a server for it alone: one still at the test before turns it away."""
+    with netns.enter(server.namespace):
+        process = subprocess.Popen(
+            ["iperf3", "-s", "-1", "-p", str(IPERF_PORT)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
     try:
-        listens = ("ss", "-Hltn", f"sport = :{IPERF_PORT}")
-        eventually(lambda: node.run(*listens).stdout, "iperf3 listens", 20)
-        yield
+        eventually(lambda: server.run("ss", "-Hltn", f"sport = :{IPERF_PORT}").stdout, "iperf3 listens", 20)
+        said = json.loads(client.run("iperf3", "-J", "-c", server.address, "-p", str(IPERF_PORT), *options).stdout)
+        assert "error" not in said, said
+        process.wait(20)
+        summary: dict[str, Any] = said["end"]
+        return summary
     finally:
-        process.terminate()
+        process.kill()
         process.wait(20)
 
 
 @pytest.mark.parametrize("port", [None, 4000], ids=["native", "translated"])
 def test_iperf3(lab: Lab, port: int | None) -> None:
     """Both ways, TCP in bulk and UDP at the pace of some calls."""
-    phone = lab["phone1"]
-    source = ["--cport", str(port)] if port else []
-    with iperf_server(lab["ext"]):
-        for number, way in enumerate(([], ["-R"])):
-            local = ["--cport", str(port + number * 10)] if port else source
-            client = ("iperf3", "-J", "-c", lab.ext, "-p", str(IPERF_PORT), *local)
-            bulk = json.loads(phone.run(*client, *way, "-t", "1").stdout)["end"]
-            assert bulk["sum_received"]["bytes"] > 1_000_000
-            said = json.loads(phone.run(*client, *way, "-u", "-b", "2M", "-l", "200", "-n", "300K").stdout)
-            paced = said["end"]
-            assert "sum" in paced, said
-            assert (paced["sum"]["lost_packets"], paced["sum"]["packets"] >= 1500) == (0, True)
+    phone, ext = lab["phone1"], lab["ext"]
+    for number, way in enumerate(([], ["-R"])):
+        options = [*way, "--cport", str(port + number * 10)] if port else way
+        assert iperf3(ext, phone, *options, "-t", "1")["sum_received"]["bytes"] > 1_000_000
+        paced = iperf3(ext, phone, *options, "-u", "-b", "2M", "-l", "200", "-n", "300K")["sum"]
+        assert (paced["lost_packets"], paced["packets"] >= 1500) == (0, True)
