@@ -10,6 +10,7 @@
 
 #include <dnat/abi.h>
 #include <dnat/budget.h>
+#include <dnat/checksum.h>
 #include <dnat/counters.h>
 #include <dnat/cut.h>
 #include <dnat/helpers.h>
@@ -47,15 +48,6 @@ struct reply {
 	__u32 error; /* enum error_kind */
 	__u16 mtu;
 };
-
-static __always_inline __u16 fold(__u64 sum)
-{
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return sum;
-}
 
 /* Never about errors, or about what no single host sent (RFC 1812, section 4.3.2.7). */
 static __always_inline bool may_answer(const struct packet *packet)

@@ -50,12 +50,6 @@ static long (*redirect_to_neighbour)(__u32 ifindex, struct next_hop *hop, int si
 static __u64 (*checksum_difference)(void *from, __u64 from_size, void *to, __u64 to_size,
 				    __u64 seed) = (void *)28;
 
-/* Sum of octets on the stack or in a map, for a checksum; their number is a multiple of 4 and at most 512. */
-static __always_inline __u32 add_up(void *octets, __u32 size, __u32 seed)
-{
-	return checksum_difference((void *)0, 0, octets, size, seed);
-}
-
 /* Ticks since boot, milliseconds long; one load where the JIT knows it, ten times quicker than a clock. */
 static __u64 (*ticks)(void) = (void *)118;
 

@@ -6,6 +6,7 @@
  */
 #pragma once
 
+#include <dnat/checksum.h>
 #include <dnat/order.h>
 #include <dnat/packet.h>
 
@@ -15,9 +16,5 @@ static __always_inline bool is_begun(const struct packet *packet, __u8 protocol,
 	__u64 sum = (__u64)packet->source + packet->destination + TO_BE16(packet->payload) +
 		    TO_BE16(protocol) + (__u16)~checksum;
 
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return sum == 0xffff;
+	return fold(sum) == 0xffff;
 }

@@ -13,6 +13,7 @@
 #include <linux/tcp.h>
 
 #include <dnat/abi.h>
+#include <dnat/checksum.h>
 #include <dnat/counters.h>
 #include <dnat/order.h>
 #include <dnat/packet.h>
@@ -26,13 +27,6 @@ struct answer {
 	struct iphdr ip;
 	struct icmphdr icmp;
 };
-
-static __always_inline __be16 folded(__u32 sum)
-{
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~sum;
-}
 
 static __always_inline bool is_from_ourselves(const struct __sk_buff *skb)
 {
@@ -78,8 +72,8 @@ static __always_inline bool make_answer(struct __sk_buff *skb, const struct pack
 	    bpf_skb_load_bytes(skb, ETH_HLEN, quoted, size))
 		return false;
 	answer.ip.tot_len = TO_BE16(sizeof(answer) + size);
-	answer.ip.check = folded(add_up(&answer.ip, sizeof(answer.ip), 0));
-	answer.icmp.checksum = folded(add_up(quoted, size, add_up(&answer.icmp, sizeof(answer.icmp), 0)));
+	answer.ip.check = ~fold(add_up(&answer.ip, sizeof(answer.ip), 0));
+	answer.icmp.checksum = ~fold(add_up(quoted, size, add_up(&answer.icmp, sizeof(answer.icmp), 0)));
 	return bpf_skb_change_tail(skb, ETH_HLEN + size, 0) == 0 &&
 	       bpf_skb_adjust_room(skb, sizeof(answer), BPF_ADJ_ROOM_MAC, 0) == 0 &&
 	       bpf_skb_store_bytes(skb, ETH_HLEN, &answer, sizeof(answer), 0) == 0 &&

@@ -11,6 +11,7 @@
 #include <linux/tcp.h>
 #include <linux/udp.h>
 
+#include <dnat/checksum.h>
 #include <dnat/helpers.h>
 #include <dnat/order.h>
 #include <dnat/packet.h>
@@ -38,16 +39,6 @@ static __always_inline __u32 port_offset(__u8 protocol, enum which_port which)
 	if (protocol == IPPROTO_ICMP)
 		return QUERY_ID_OFFSET;
 	return which == SOURCE_PORT ? 0 : 2;
-}
-
-/* RFC 1624, equation 3. */
-static __always_inline __be16 adjust_checksum(__be16 checksum, __be16 from, __be16 to)
-{
-	__u32 sum = (__u16)~checksum + (__u16)~from + to;
-
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~sum;
 }
 
 static __always_inline bool is_udp(__u8 protocol)
@@ -110,15 +101,11 @@ static __always_inline bool is_quote_intact(struct __sk_buff *skb, const struct 
 	__u32 start = packet->l4 + sizeof(struct icmphdr);
 	__u64 length = packet->quoted - start;
 	__u8 header[QUOTED_HEADER_MAX] = {};
-	__u32 sum;
 
 	if (!WITHIN(length, sizeof(struct iphdr), QUOTED_HEADER_MAX) ||
 	    bpf_skb_load_bytes(skb, start, header, length))
 		return false;
-	sum = add_up(header, sizeof(header), 0);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return sum == 0xffff;
+	return fold(add_up(header, sizeof(header), 0)) == 0xffff;
 }
 
 /* The quoted packet went the other way, so its ports are the other way round. The error's own checksum covers
