@@ -1,4 +1,6 @@
-"""TCP of a host: bulk and request rate from its own ports, from translated ports, and without a data plane."""
+"""TCP of a host: bulk and request rate from its own ports, from translated ports, past programs that do nothing, and
+without a data plane.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +17,18 @@ from ipaddress import IPv4Address
 from typing import Any
 
 from dnat.dataplane import attach, loader
+from dnat.dataplane.bpf import object_pin
 from dnat.dataplane.host import HostPlane
 from dnat.system import netns
 from dnat.types import PortRange, Protocol
+from dnatbench.kernel import Module
 from dnatbench.measure import Summary, interleave, ratio
 from dnatbench.topology import run as run_in
 
-NONE, NATIVE, TRANSLATED = "no data plane", "native", "translated"
+NONE, EMPTY, NATIVE, TRANSLATED = "no data plane", "empty programs", "native", "translated"
 _EXTERNAL, _REMOTE = "198.51.100.1", "203.0.113.2"
 _LAN, _GATEWAY = "10.66.0.11", "10.66.0.1"
-_LOCAL_PORTS = {NONE: 20000, NATIVE: 20000, TRANSLATED: 4000}
+_LOCAL_PORTS = {NONE: 20000, EMPTY: 20000, NATIVE: 20000, TRANSLATED: 4000}
 _WORDS = b"x" * 128
 
 
@@ -53,9 +57,21 @@ class _Host:
         )
         run_in(self.far, f"ip route add {_EXTERNAL}/32 via {_LAN}")
         run_in(self.near, f"ip route add default via {_GATEWAY} src {_EXTERNAL}")
-        if self.kind != NONE:
+        if self.kind == EMPTY:
+            self._load_empty()
+        elif self.kind != NONE:
             self._load()
         return self
+
+    def _load_empty(self) -> None:
+        self._module = Module("programs.c", TARGET=0)
+        # As deep below the host's pins as its own programs would be.
+        pin = self._pins / "bench" / "programs" / "tc_empty"
+        pin.parent.mkdir(parents=True)
+        object_pin(self._module.program("tc_empty"), pin)
+        with netns.enter(self.near):
+            attach.attach("eth0", "egress", pin, "tc_empty")
+            attach.attach("eth0", "ingress", pin, "tc_empty")
 
     def _load(self) -> None:
         loader.ensure_loaded("host", self._pins)
@@ -126,10 +142,10 @@ class _Host:
 
 
 def run(rounds: int, megabytes: int, requests: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Rows by measure and kind, each beside the host without a data plane."""
+    """Rows by measure and kind, each beside the host without a data plane and the one whose programs do nothing."""
     rows = []
     with ExitStack() as stack:
-        hosts = [stack.enter_context(_Host(kind)) for kind in (NONE, NATIVE, TRANSLATED)]
+        hosts = [stack.enter_context(_Host(kind)) for kind in (NONE, EMPTY, NATIVE, TRANSLATED)]
         measures: dict[str, Callable[[_Host], float]] = {
             "bulk, Gbit/s": lambda host: host.bulk(megabytes << 20),
             "requests, 1000/s": lambda host: host.requests(requests),
@@ -144,6 +160,7 @@ def run(rounds: int, megabytes: int, requests: int, say: Callable[[str], None]) 
                     "host": kind,
                     "value": asdict(Summary.of(values)),
                     "of_none": asdict(ratio(values, samples[NONE])),
+                    "of_empty": asdict(ratio(values, samples[EMPTY])),
                 }
                 for kind, values in samples.items()
             ]

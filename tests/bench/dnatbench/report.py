@@ -40,9 +40,12 @@ def tables(results: dict[str, Any]) -> list[Table]:
     found.append(
         Table(
             "A host's TCP",
-            ("measure", "value", "of no data plane"),
+            ("measure", "value", "of no data plane", "of empty programs"),
             tuple(
-                (f"{row['measure']}: {row['host']}", _spread(row["value"], 2), _spread(row["of_none"], 3))
+                (
+                    f"{row['measure']}: {row['host']}",
+                    *(_spread(row[key], 3) for key in ("value", "of_none", "of_empty")),
+                )
                 for row in results["host"]
             ),
         )
