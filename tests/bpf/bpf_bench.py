@@ -6,9 +6,11 @@ it came). Scapy computes every checksum of what is expected, and whole packets a
 
 from __future__ import annotations
 
+import os
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -19,7 +21,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
 from dnat.dataplane import abi, objects
-from dnat.dataplane.bpf import object_get, program_test_run
+from dnat.dataplane.bpf import object_get, program_by_id, program_test_run
 from dnat.dataplane.host import HostPlane, Policy
 from dnat.dataplane.loader import program_pin
 from dnat.dataplane.router import RouterPlane
@@ -195,6 +197,19 @@ class RouterBench(Bench):
         assert left[6:12] == (self.wan_mac if receiver == REMOTE else self.lan_mac), "the source is the interface"
         self.receivers.append(receiver)
         return packet[:12] + left[12:]
+
+    @contextmanager
+    def without_stage(self, stage: abi.Stage) -> Iterator[None]:
+        """As long as it lasts, the program of a stage is missing."""
+        stages, key = self.plane._maps["stages"], struct.pack("=I", stage)
+        (number,) = struct.unpack("=I", stages.get(key) or b"")
+        program = program_by_id(number)
+        stages.delete(key)
+        try:
+            yield
+        finally:
+            stages.put(key, struct.pack("=i", program))
+            os.close(program)
 
     def forget_ways(self) -> None:
         """Have the kernel find hosts and destinations anew."""

@@ -5,10 +5,14 @@ afresh.
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from bpf_bench import DROP, EXTERNAL, REMOTE, Case, RouterBench, ether
+from scapy.layers.inet import IP
+from scapy.packet import Raw
 
 from dnat.dataplane import abi, loader, objects
 from dnat.dataplane.bpf import Map, MapType, map_create, object_pin
@@ -65,7 +69,28 @@ def test_another_abi_number_starts_with_fresh_maps(own_pins: Path, monkeypatch: 
     monkeypatch.setattr(abi, "ABI", abi.ABI + 1)
     assert loader.ensure_loaded("host", own_pins)
     assert native_word(own_pins) == 0
-    assert not old.exists()
+    loader.forget_other_versions(own_pins)
+    assert not old.exists() and loader.maps_directory(own_pins).exists()
+
+
+def test_programs_keep_those_they_call_until_others_are_in_their_place(
+    pins: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel clears a map of programs with its last pin."""
+    path = pins / "successor"
+    loader.ensure_loaded("router", path)
+    later = ether(IP(src=REMOTE, dst=EXTERNAL, proto=17, frag=3) / Raw(b"m" * 16))
+    with RouterBench(path) as former:
+        former.plane._maps["stages"].close()
+        monkeypatch.setattr(abi, "ABI", abi.ABI + 1)
+        assert loader.ensure_loaded("router", path)
+        former.check("router_wan", Case("ahead of its first one", later, DROP, "router_fragment_held"))
+        loader.forget_other_versions(path)
+        # The kernel lets go of a pin's map a little later.
+        deadline = time.monotonic() + 30
+        while "drop_stage_missing" not in former.run("router_wan", later).counted:
+            assert time.monotonic() < deadline, "the map of programs lives on"
+    loader.unload(path)
 
 
 def test_a_pinned_map_of_another_shape_is_not_adopted(own_pins: Path) -> None:

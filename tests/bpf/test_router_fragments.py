@@ -78,6 +78,13 @@ def test_a_held_fragment_is_kept_as_it_came(router: RouterBench) -> None:
     assert sorted(frames) == sorted([bytes(middle), bytes(last)])
 
 
+def test_a_fragment_whose_stage_is_missing(router: RouterBench) -> None:
+    _, middle, _ = inbound()
+    with router.without_stage(abi.Stage.HOLD):
+        router.check("router_wan", Case("nobody holds it", middle, DROP, "drop_stage_missing"))
+    router.check("router_wan", held("now it is held", middle))
+
+
 def test_two_hosts_may_use_the_same_identification(router: RouterBench) -> None:
     of_a = fragments(20000, 7, src=EXTERNAL, dst=REMOTE)
     of_b = fragments(20016, 20000, mac=MAC_B, src=EXTERNAL, dst=REMOTE)

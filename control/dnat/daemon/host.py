@@ -352,6 +352,7 @@ class HostRole:
         changes = []
         for hook in hooks:
             changes += attachments.ensure_attached(journal, self._pins, *hook)
+        loader.forget_other_versions(self._pins)
         return changes + ensure_host_network(
             journal, uplink.interface, ephemeral.address, uplink.gateway, ephemeral.ports
         )

@@ -222,6 +222,7 @@ class RouterRole:
             hooks.append(("router_loop", "lo", "egress"))
         for hook in hooks:
             changes += attachments.ensure_attached(journal, self._pins, *hook)
+        loader.forget_other_versions(self._pins)
         lan, wan = links.interface(self._lan), links.interface(self._wan)
         return changes + self._fast_path.ensure(journal, self._plane, lan, wan)
 

@@ -98,6 +98,7 @@ class Counter(enum.IntEnum):
     DROP_TOO_BIG = 13
     DROP_SPOOFED = 14
     DROP_ERROR_UNMAPPED = 15
+    DROP_STAGE_MISSING = 16
     DROP_UNBOUND = 20
     DROP_FILTERED = 21
     DROP_QUOTE_DAMAGED = 22
@@ -151,6 +152,7 @@ _ONE_ROLE = {
         Counter.DROP_TOO_BIG,
         Counter.DROP_SPOOFED,
         Counter.DROP_ERROR_UNMAPPED,
+        Counter.DROP_STAGE_MISSING,
     },
 }
 

@@ -106,6 +106,11 @@ def object_pin(fd: int, path: Path) -> None:
     bpf(Command.OBJ_PIN, "QI", ctypes.addressof(name), fd)
 
 
+def program_by_id(identifier: int) -> int:
+    """File descriptor of a program by the kernel's number for it. Raises FileNotFoundError when it is gone."""
+    return bpf(Command.PROG_GET_FD_BY_ID, "I", identifier)[0]
+
+
 def program_name(fd: int) -> str:
     """What the kernel calls a program; at most 15 letters."""
     name: bytes = struct.unpack_from("=16s", object_info(fd), 64)[0]

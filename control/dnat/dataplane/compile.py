@@ -41,13 +41,14 @@ def compile_role(role: abi.Role, maps: Path, programs: Path, extra: str = "") ->
         text = "\n".join((*sources, abi.assertions(), extra, ""))
         try:
             module = BPF(text=text.encode(), cflags=options)
+            kinds = dict.fromkeys((*objects.STAGE_PROGRAMS[role].values(), *objects.PROGRAMS[role]), BPF.SCHED_CLS)
+            kinds |= dict.fromkeys(objects.XDP_PROGRAMS[role], BPF.XDP)
+            loaded = {name: module.load_func(name.encode(), kind).fd for name, kind in kinds.items()}
+            # Programs that are attached call them from here on, so all of them have to be loaded by now.
             for stage, name in objects.STAGE_PROGRAMS[role].items():
-                fd = module.load_func(name.encode(), BPF.SCHED_CLS).fd
-                Map.pinned(maps / "stages").put(struct.pack("=I", stage), struct.pack("=i", fd))
-            for name in objects.PROGRAMS[role]:
-                object_pin(module.load_func(name.encode(), BPF.SCHED_CLS).fd, programs / name)
-            for name in objects.XDP_PROGRAMS[role]:
-                object_pin(module.load_func(name.encode(), BPF.XDP).fd, programs / name)
+                Map.pinned(maps / "stages").put(struct.pack("=I", stage), struct.pack("=i", loaded[name]))
+            for name in (*objects.PROGRAMS[role], *objects.XDP_PROGRAMS[role]):
+                object_pin(loaded[name], programs / name)
         # bcc raises bare Exceptions.
         except Exception as error:
             raise PlatformError(f"the {role} programs do not load: {error}") from error

@@ -3,7 +3,9 @@
 Pins of one role: ``PINS/abi-N/maps/NAME``, the maps of one ABI number, and
 ``PINS/abi-N/programs-HASH/NAME``, the programs of one version of the sources. An upgrade with the same ABI
 number adopts the maps, with all that is in them, and replaces the programs; another ABI number starts with
-fresh maps. Programs that are attached run on until something is attached in their place: ``PINS/links`` stays.
+fresh maps. Programs that are attached run on until something is attached in their place: ``PINS/links`` stays,
+and so do another ABI number's maps until ``forget_other_versions``, for the kernel clears a map of programs with
+its last pin, and those that are attached call others by it.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dnat.dataplane import abi, objects, tcx
+from dnat.dataplane import abi, objects
 from dnat.dataplane.bpf import Map, MapType, map_create, object_pin
 from dnat.dataplane.sources import SOURCES
 from dnat.errors import PlatformError
@@ -134,8 +136,19 @@ def ensure_loaded(role: abi.Role, pins: Path) -> bool:
     except BaseException:
         _remove(fresh)
         raise
-    _remove_others(pins, programs)
+    for other in programs.parent.iterdir():
+        if other not in (programs, maps_directory(pins)):
+            _remove(other)
     return True
+
+
+def forget_other_versions(pins: Path) -> None:
+    """Remove what other ABI numbers have pinned. Call it once programs of ours are attached in place of theirs;
+    safe to repeat.
+    """
+    for version in pins.glob("abi-*"):
+        if version != _programs_directory(pins).parent:
+            _remove(version)
 
 
 def unload(pins: Path) -> None:
@@ -145,15 +158,6 @@ def unload(pins: Path) -> None:
 
 def _remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
-
-
-def _remove_others(pins: Path, programs: Path) -> None:
-    for version in pins.iterdir():
-        if version not in (programs.parent, pins / tcx.LINKS):
-            _remove(version)
-    for directory in programs.parent.iterdir():
-        if directory not in (programs, maps_directory(pins)):
-            _remove(directory)
 
 
 def _ensure_maps(role: abi.Role, directory: Path) -> bool:

@@ -12,7 +12,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from dnat.dataplane.bpf import Command, bpf, object_get, program_name
+from dnat.dataplane.bpf import object_get, program_by_id, program_name
 from dnat.dataplane.objects import XDP_PROGRAMS
 from dnat.errors import PlatformError
 from dnat.system import rtnetlink
@@ -139,7 +139,7 @@ def _program(ifindex: int) -> tuple[int, str] | None:
     if not identifier:
         return None
     try:
-        fd, _ = bpf(Command.PROG_GET_FD_BY_ID, "I", identifier)
+        fd = program_by_id(identifier)
     except FileNotFoundError:
         return None
     return fd, program_name(fd)

@@ -38,6 +38,7 @@ enum counter {
 	DROP_TOO_BIG = 13,          /* router: does not fit the way out */
 	DROP_SPOOFED = 14,          /* router: from the WAN with a source of this side */
 	DROP_ERROR_UNMAPPED = 15,   /* router: ICMP that speaks about no port */
+	DROP_STAGE_MISSING = 16,    /* router: the program that has to go on with it is not loaded */
 	DROP_UNBOUND = 20,          /* host: for a port of the pool that no binding uses */
 	DROP_FILTERED = 21,         /* host: from an address that the binding has not sent to */
 	DROP_QUOTE_DAMAGED = 22,    /* host: an ICMP error that quotes an IP header whose checksum is wrong */

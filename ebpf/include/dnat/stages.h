@@ -1,6 +1,7 @@
 /* Rare work of the router, in programs of its own, so that the path of an ordinary packet stays short.
  *
- * Map `stages`: enum stage -> program. Written by whoever loads the programs (dnat/dataplane/compile.py).
+ * Map `stages`: enum stage -> program. Written by whoever loads the programs (dnat/dataplane/compile.py). The
+ * kernel clears it with its last pin, whoever runs.
  *
  * Map `job`: what a stage has to know, one per CPU, written by the program that calls it. Both run on the
  * same CPU without a pause.
@@ -39,9 +40,10 @@ static __always_inline struct job *current_job(void)
 	return job_get(&zero);
 }
 
-/* Goes on with another program; comes back, with a verdict, only if there is none. */
+/* Goes on with another program; comes back, with a verdict, only if there is none. The program may be of
+ * another version, but not of another DNAT_ABI. */
 static __always_inline int go_on(struct __sk_buff *skb, enum stage stage)
 {
 	tail_call(skb, (void *)MAP_HANDLE(stages), stage);
-	return VERDICT_DROP;
+	return drop(DROP_STAGE_MISSING);
 }
