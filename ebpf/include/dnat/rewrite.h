@@ -1,8 +1,9 @@
 /* Writing a port into a packet, with every checksum that covers it.
  *
- * Ordinary packets are written to in place, which takes a tenth of the time that the kernel's helpers take.
- * What has a checksum that the device may yet have to complete (CHECKSUM_PARTIAL), or is not ordinary, is
- * left to the helpers: they know what a checksum field means.
+ * Always by a helper, never in place: before a program that writes in place the kernel unshares each packet
+ * (bpf_unclone_prologue), also those that it does not write into, and TCP sends nothing but clones. Ordinary
+ * packets take one helper, for port and checksum together. What has a checksum that the device may yet have
+ * to complete (CHECKSUM_PARTIAL), or is not ordinary, takes another one, which knows what the field means.
  */
 #pragma once
 
@@ -67,32 +68,35 @@ static __always_inline __be16 adjust_udp_checksum(__be16 checksum, __be16 from, 
 	return checksum ? checksum : 0xffff;
 }
 
-/* The same in place; false: not a packet for that, and nothing is written. */
-static __always_inline bool rewrite_in_place(struct __sk_buff *skb, const struct packet *packet,
-					     enum which_port which, __be16 from, __be16 to)
+/* The same at once; false: not a packet for that, and nothing is written. */
+static __always_inline bool rewrite_at_once(struct __sk_buff *skb, const struct packet *packet,
+					    enum which_port which, __be16 from, __be16 to)
 {
-	void *end = packet_end(skb);
+	void *start, *end = packet_end(skb);
 	__u64 l4 = packet->l4;
-	struct udphdr *udp;
-	struct tcphdr *tcp;
+	struct udphdr udp;
+	struct tcphdr tcp;
 
 	if (RARELY(packet->more_fragments || skb->gso_size) || !WITHIN(l4, ETH_HLEN, NETWORK_HEADERS_MAX))
 		return false;
-	udp = packet_start(skb) + l4;
-	tcp = packet_start(skb) + l4;
-	if (packet->ip_protocol == IPPROTO_UDP) {
-		if ((void *)(udp + 1) > end || is_begun(packet, IPPROTO_UDP, udp->check))
+	start = packet_start(skb) + l4;
+	if (packet->ip_protocol == IPPROTO_UDP && start + sizeof(udp) <= end) {
+		udp = *(struct udphdr *)start;
+		if (is_begun(packet, IPPROTO_UDP, udp.check))
 			return false;
-		udp->check = adjust_udp_checksum(udp->check, from, to);
-	} else if (packet->ip_protocol == IPPROTO_TCP) {
-		if ((void *)(tcp + 1) > end || is_begun(packet, IPPROTO_TCP, tcp->check))
-			return false;
-		tcp->check = adjust_checksum(tcp->check, from, to);
-	} else {
-		return false;
+		udp.check = adjust_udp_checksum(udp.check, from, to);
+		*(which == SOURCE_PORT ? &udp.source : &udp.dest) = to;
+		return bpf_skb_store_bytes(skb, l4, &udp, sizeof(udp), 0) == 0;
 	}
-	*(which == SOURCE_PORT ? &udp->source : &udp->dest) = to;
-	return true;
+	if (packet->ip_protocol == IPPROTO_TCP && start + sizeof(tcp) <= end) {
+		tcp = *(struct tcphdr *)start;
+		if (is_begun(packet, IPPROTO_TCP, tcp.check))
+			return false;
+		tcp.check = adjust_checksum(tcp.check, from, to);
+		*(which == SOURCE_PORT ? &tcp.source : &tcp.dest) = to;
+		return bpf_skb_store_bytes(skb, l4, &tcp, sizeof(tcp), 0) == 0;
+	}
+	return false;
 }
 
 /* Whether the checksum of the quoted IP header is right (RFC 5508, REQ-3a). */
@@ -142,6 +146,6 @@ static __always_inline bool rewrite_port(struct __sk_buff *skb, const struct pac
 		return true;
 	if (packet->kind == KIND_ERROR)
 		return rewrite_quoted(skb, packet, which, from, to);
-	return rewrite_in_place(skb, packet, which, from, to) ||
+	return rewrite_at_once(skb, packet, which, from, to) ||
 	       rewrite_transport(skb, packet, which, from, to);
 }
