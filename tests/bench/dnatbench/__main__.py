@@ -30,7 +30,7 @@ def measure(*, short: bool) -> dict[str, Any]:
     }
     results["programs"] = programs.run(programs.SHORT if short else programs.FULL, say)
     results["forwarding"] = forwarding.run(forwarding.SHORT if short else forwarding.FULL, say)
-    results["host"] = host.run(*((2, 50, 500) if short else (15, 400, 5000)), say)
+    results["host"] = host.run(*((2, 50, 500) if short else (25, 400, 5000)), say)
     results["memory"] = footprint.memory(say)
     results["startup"], results["daemons"] = footprint.daemons(1 if short else 7, say)
     results["leases"] = leases.run(*((2, 500) if short else (9, 3000)), say)
