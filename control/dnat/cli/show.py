@@ -34,9 +34,10 @@ _SECTIONS = ("leases", "bindings", "owners", "lost", "counters")
 def show(
     section: str | None, output: str, filters: tuple[str, ...], sort: str | None, watch: float | None, count: int | None
 ) -> None:
-    """Show leases, bindings, owners, what was lost, and counters, or one SECTION of them.
+    """Show what this machine leases, translates and counts.
 
-    `-o json` prints the documented schema (docs/show.md); with --watch a document per line.
+    Leases, bindings, owners, what was lost, and counters, or one SECTION of them. `-o json` prints the documented
+    schema (docs/show.md); with --watch a document per line.
 
     \b
     Examples:  dnatctl show leases --sort expires_in
