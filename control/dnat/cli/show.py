@@ -70,11 +70,20 @@ def _show(document: dict[str, Any], section: str | None, output: str, sort: str 
         if router := document.get("router"):
             why = f" ({router['reason']})" if router["reason"] else ""
             console.print(f"{router['lan']} to {router['wan']} by {router['path'].upper()}{why}", highlight=False)
+        if (containers := document.get("containers")) and containers["masquerader"]:
+            console.print(containers_said(containers), highlight=False)
     for name in (section,) if section else _SECTIONS:
         rows = document[name] if sort or name == "counters" else sorted(document[name], key=_ORDERS[name])
         table = _TABLES[name](rows)
         if section or table.row_count:
             console.print(table)
+
+
+def containers_said(containers: dict[str, Any]) -> str:
+    """How the traffic of containers and virtual machines leaves, in a sentence."""
+    if containers["translated"]:
+        return f"containers and virtual machines speak from ports of this host, by its local ports {_span(containers)}"
+    return f"containers and virtual machines leave by the router's masquerading: {containers['reason']}"
 
 
 def _table(title: str, columns: dict[str, str]) -> Any:

@@ -11,7 +11,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 from typing import Any
 
 from dnat.errors import PlatformError
@@ -179,6 +179,12 @@ def defaults(rtnl: Any) -> list[Route]:
     """The default routes of the main table, best first."""
     found = [r for r in dump(rtnl, MAIN_TABLE) if r.destination == _ANYWHERE and r.type == _TYPE_UNICAST and r.tos == 0]
     return sorted(found, key=lambda route: route.metric)
+
+
+def beside_default(rtnl: Any, interface: int) -> list[IPv4Network]:
+    """What is reached by this interface on other ways than the default route: networks of which none holds another."""
+    found = [r for r in dump(rtnl, MAIN_TABLE) if r.type == _TYPE_UNICAST and r.interface == interface]
+    return list(collapse_addresses(r.destination for r in found if r.destination != _ANYWHERE))
 
 
 def ensure_front(journal: Journal, rtnl: Any, wanted: Route) -> list[str]:

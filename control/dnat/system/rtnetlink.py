@@ -27,12 +27,20 @@ def socket(purpose: str) -> Iterator[Any]:
     ``purpose`` completes the sentence "cannot …" of the PlatformError that a refusal of the kernel becomes.
     Errors that the caller expects must be caught inside (see ``expect``).
     """
-    from dnat.system.netlink import IPRoute, NetlinkError
+    from dnat.system.netlink import IPRoute
+
+    # No multicast groups: what others change meanwhile is no answer to our questions.
+    with refusals(purpose), IPRoute(groups=0, strict_check=True) as rtnl:
+        yield rtnl
+
+
+@contextlib.contextmanager
+def refusals(purpose: str) -> Iterator[None]:
+    """What the kernel refuses inside becomes a PlatformError, as of `socket`."""
+    from dnat.system.netlink import NetlinkError
 
     try:
-        # No multicast groups: what others change meanwhile is no answer to our questions.
-        with IPRoute(groups=0, strict_check=True) as rtnl:
-            yield rtnl
+        yield
     except NetlinkError as error:
         raise PlatformError(f"cannot {purpose}: {os.strerror(error.code)}") from error
 

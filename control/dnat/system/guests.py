@@ -1,0 +1,162 @@
+"""Traffic of containers and virtual machines on a host: it leaves with the shared address, as that of programs does.
+
+Whoever runs them (Docker, Podman, libvirt) masquerades what it forwards for them into the host's LAN address. A chain
+of ours stands before that, and translates the source to the shared address and a port that is nobody's own; the data
+plane takes it from there, as if a program of the host had sent it. Without such a neighbour there is no table: one that
+translates has the kernel follow every flow of the machine (conntrack), which hosts otherwise need not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from dnat.system import flows, links, nft, routes, rtnetlink, sysctl
+from dnat.system.journal import Entry, Journal
+from dnat.system.nft_json import (
+    FILTER,
+    OWN_PREFIX,
+    PRIVATE_NETWORKS,
+    SHARED_SPACE,
+    SRCNAT,
+    WITH_PORTS,
+    Json,
+    Table,
+    any_of,
+    equal,
+    meta,
+    payload,
+    prefix,
+    span,
+    unequal,
+)
+from dnat.types import PortRange
+
+KIND = "translation of guests"
+SUBJECT = "translation of containers and virtual machines"
+TABLE = Table("dnat-host")
+
+MULTICAST_AND_BEYOND = IPv4Network("224.0.0.0/3")
+
+_CONF = Path("/proc/sys/net/ipv4/conf")
+_LEGACY_TABLES = Path("/proc/thread-self/net/ip_tables_names")
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """What guests' packets become."""
+
+    lan: str
+    """The interface by which they leave."""
+    external: IPv4Address
+    ports: PortRange
+    """Local ports, none of them native: the data plane has to translate them."""
+
+
+def guest_table(translation: Translation, elsewhere: Sequence[IPv4Network]) -> list[Json]:
+    """Chains and rules for `nft.ensure_table`. What goes to ``elsewhere`` is left to others."""
+    lan, external, ports = translation.lan, str(translation.external), span(translation.ports)
+    leaving = equal(meta("oifname"), lan)
+    forwarded = (
+        unequal(meta("iifname"), lan),
+        # What this machine sends itself came by no interface, which nft takes for one of another name.
+        unequal({"fib": {"result": "type", "flags": ["saddr"]}}, "local"),
+    )
+    private = equal(payload("ip", "saddr"), any_of([prefix(each) for each in (*PRIVATE_NETWORKS, SHARED_SPACE)]))
+    ported = equal(meta("l4proto"), any_of(WITH_PORTS))
+    arriving = (
+        equal(meta("iifname"), lan),
+        equal(payload("ip", "daddr"), external),
+        equal(meta("l4proto"), any_of(("tcp", "udp"))),
+        equal(payload("th", "dport"), ports),
+        {"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "new"}},
+    )
+    return [
+        # Whoever comes first translates: the others' chains have SRCNAT.
+        TABLE.chain("guests", "nat", "postrouting", SRCNAT - 1),
+        TABLE.chain("answers", "filter", "input", FILTER),
+        *(TABLE.rule("guests", "not by the default route", leaving, _to(each), {"accept": None}) for each in elsewhere),
+        TABLE.rule(
+            "guests",
+            "as programs of the host",
+            leaving,
+            *forwarded,
+            private,
+            ported,
+            {"snat": {"addr": external, "port": ports}},
+        ),
+        TABLE.rule("answers", "not to programs of the host", *arriving, {"counter": None}, {"drop": None}),
+    ]
+
+
+def _to(network: IPv4Network) -> Json:
+    return equal(payload("ip", "daddr"), prefix(network))
+
+
+def masquerader() -> str | None:
+    """Who else translates the sources of what this machine forwards, as a person finds it; None: nobody.
+
+    Raises PlatformError.
+    """
+    if not any(sysctl.read(f"net/ipv4/conf/{each.name}/forwarding") == "1" for each in _CONF.iterdir()):
+        return None
+    try:
+        if "nat" in _LEGACY_TABLES.read_text(encoding="ascii").split():
+            return "iptables-legacy -t nat"
+    except FileNotFoundError:
+        pass
+    for chain in nft.base_chains():
+        foreign = not chain["table"].startswith(OWN_PREFIX) and chain["family"] in ("ip", "inet")
+        if foreign and (chain["type"], chain["hook"]) == ("nat", "postrouting"):
+            return f"nft {chain['family']} {chain['table']} {chain['name']}"
+    return None
+
+
+def ports_in_use(journal: Journal, external: IPv4Address) -> PortRange | None:
+    """Those that guests speak from now; None: they are not translated to this address."""
+    entry = journal.find(KIND, SUBJECT)
+    if entry is None or str(external) not in entry.facts["addresses"]:
+        return None
+    return PortRange.parse(entry.facts["ports"])
+
+
+def ensure(journal: Journal, translation: Translation) -> list[str]:
+    """Translate so, and end the flows that were translated otherwise before.
+
+    Compares and repairs; returns what was changed, in words. Raises PlatformError.
+    """
+    external, ports = str(translation.external), str(translation.ports)
+    lan = links.interface(translation.lan)
+    with rtnetlink.socket("read the networks beside the default route") as rtnl:
+        elsewhere = routes.beside_default(rtnl, lan.index)
+    entry = journal.find(KIND, SUBJECT)
+    facts = entry.facts if entry else {"addresses": [external], "ports": ports}
+    settled = facts == {"addresses": [external], "ports": ports}
+    if entry is None or not settled:
+        addresses = list(dict.fromkeys([*facts["addresses"], external]))
+        journal.renew(KIND, SUBJECT, addresses=addresses, ports=facts["ports"])
+    changes = nft.ensure_table(TABLE, guest_table(translation, [*elsewhere, MULTICAST_AND_BEYOND]))
+    if not settled:
+        for address in facts["addresses"]:
+            flows.end(IPv4Address(address), keep=translation.ports if address == external else None)
+        journal.renew(KIND, SUBJECT, addresses=[external], ports=ports)
+    return changes
+
+
+def remove(journal: Journal) -> list[str]:
+    """Leave guests to others again; returns what was changed, in words. Raises PlatformError."""
+    entry = journal.find(KIND, SUBJECT)
+    if entry is None:
+        return []
+    undo(entry)
+    journal.forget(KIND, SUBJECT)
+    return [f"removed the {TABLE}"]
+
+
+def undo(entry: Entry) -> None:
+    """Handler of journal entries of this kind."""
+    nft.remove_table(TABLE)
+    for address in entry.facts["addresses"]:
+        flows.end(IPv4Address(address), keep=None)
