@@ -311,6 +311,27 @@ def echoes(sender: socket.socket) -> bool:
     return sender.recv(100) == b"still there?"
 
 
+PUBLISHED = """
+iptables-nft -t nat -A DOCKER -p udp -m udp ! -i docker0 --dport 9007 -j DNAT --to-destination 172.17.0.2:5007
+iptables-nft -A DOCKER -d 172.17.0.2/32 ! -i docker0 -o docker0 -p udp -m udp --dport 5007 -j ACCEPT
+"""
+"""What `docker run --publish 9007:5007/udp` adds."""
+
+
+def test_a_published_port_that_is_leased(host: Host) -> None:
+    """Who asks at the external address is answered from there."""
+    lease = host.phone.request("--port", "9007")
+    for rule in PUBLISHED.strip().splitlines():
+        run(host.phone.namespace, *rule.split())
+    with host.guest.socket(UDP_SOCKET, 5007) as guest, host.lab["ext"].socket(UDP_SOCKET) as stranger:
+        stranger.sendto(b"who is there?", (host.lab.external, 9007))
+        words, source = guest.recvfrom(100)
+        assert (words, source) == (b"who is there?", (host.lab.ext, stranger.getsockname()[1]))
+        guest.sendto(b"me", source)
+        assert stranger.recvfrom(100) == (b"me", (host.lab.external, 9007))
+    host.phone.dnatctl("release", lease["id"])
+
+
 def test_commands_tell_of_guests(host: Host) -> None:
     assert "speak from ports of this host" in host.phone.dnatctl("show").stdout
     assert "for containers, too" in host.phone.dnatctl("status").stdout
@@ -349,7 +370,7 @@ def test_down_and_switched_off(host: Host, outside: socket.socket, tmp_path: Pat
         assert host.owns(*asks(guest, outside, host.lab))
         phone.dnatctl("down")
         before = phone.run("nft", "-s", "list", "ruleset").stdout
-        assert "dnat" not in before and "DOCKER" in before
+        assert "dnat-" not in before and "DOCKER" in before
         assert asks(guest, outside, host.lab)[0] == "203.0.113.1"
         assert host.is_masqueraded()
         (tmp_path / "dnat.toml").write_text("[host]\ntranslate_containers = false\n")
