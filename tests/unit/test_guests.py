@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from ipaddress import IPv4Address, IPv4Network
 from itertools import pairwise
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from dnat.daemon.guests import UNPRIVILEGED, choose
 from dnat.system.guests import Translation, guest_table
+from dnat.system.nft_json import comparable
 from dnat.types import PortRange
 
 SPANS = st.tuples(st.integers(1, 65535), st.integers(0, 20000)).map(
@@ -57,5 +59,7 @@ def test_the_rules() -> None:
     ]
     assert all(rule["expr"][-1] == {"accept": None} for rule in spared)
     assert translated["expr"][-1] == {"snat": {"addr": "198.51.100.1", "port": {"range": [65024, 65535]}}}
+    listed = json.loads(json.dumps(objects).replace('["saddr"]', '"saddr"'))
+    assert listed != objects and comparable(listed) == comparable(objects), "as later versions of nft list it"
     (guard,) = _rules(objects, "answers")
     assert guard["expr"][-1] == {"drop": None}

@@ -86,6 +86,9 @@ def any_of(values: Sequence[Any]) -> Any:
     return values[0] if len(values) == 1 else {"set": list(values)}
 
 
+_UNORDERED = ("set", "flags")
+
+
 def comparable(objects: Sequence[Json]) -> tuple[list[Any], dict[str, list[Any]]]:
     """Chains, and the rules of each chain in order, without what only the kernel knows (handles)."""
     chains = []
@@ -102,10 +105,13 @@ def comparable(objects: Sequence[Json]) -> tuple[list[Any], dict[str, list[Any]]
 
 def _sorted_sets(value: Any) -> Any:
     if isinstance(value, dict):
-        return {
-            key: sorted(inner, key=repr) if key == "set" and isinstance(inner, list) else _sorted_sets(inner)
-            for key, inner in sorted(value.items())
-        }
+        members = sorted(value.items())
+        return {key: _sorted(inner) if key in _UNORDERED else _sorted_sets(inner) for key, inner in members}
     if isinstance(value, list):
         return [_sorted_sets(inner) for inner in value]
     return value
+
+
+def _sorted(members: Any) -> list[Any]:
+    # A single flag is a list of one to some versions of nft, and itself to others.
+    return sorted(members, key=repr) if isinstance(members, list) else [members]
