@@ -61,7 +61,7 @@ class GuestKeeper:
                 raise PlatformError("no local port is left for containers")
             changes = guests.ensure(journal, Translation(lan, external, ports))
             self._ports, self._reason = ports, ""
-        except PlatformError as error:
+        except (PlatformError, OSError) as error:
             if self._reason != str(error):
                 log.warning("containers and virtual machines are not translated: %s", error)
             self._ports, self._reason = None, str(error)

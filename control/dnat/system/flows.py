@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import errno
+import socket
+import struct
+from dataclasses import dataclass
 from ipaddress import IPv4Address
-from typing import Any
 
 from dnat.system import rtnetlink
 from dnat.types import PortRange
 
-_SOURCE_TRANSLATED = 1 << 4
-"""IPS_SRC_NAT of linux/netfilter/nf_conntrack_common.h."""
+# linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h, nf_conntrack_common.h
+_NETLINK_NETFILTER = 12
+_GET, _DELETE = 0x101, 0x102
+_OF_IPV4 = struct.pack("=BBH", socket.AF_INET, 0, 0)
+_ORIGINAL, _REPLY, _STATUS, _ZONE, _STATUS_MASK = 1, 2, 3, 18, 26
+_ADDRESSES, _ENDS = 1, 2
+_SOURCE, _DESTINATION = 1, 2
+_DESTINATION_PORT, _QUERY = 3, 4
+_SOURCE_TRANSLATED = struct.pack("!I", 1 << 4)
+
+
+@dataclass(frozen=True, slots=True)
+class _Flow:
+    source: IPv4Address
+    seen: IPv4Address
+    """Where answers go to, before they are translated back."""
+    port: int
+    """There, or the identifier of an ICMP query; 0 where the protocol has neither."""
+    key: bytes
+    """Attributes that name the flow."""
 
 
 def end(address: IPv4Address, keep: PortRange | None) -> int:
@@ -18,52 +38,35 @@ def end(address: IPv4Address, keep: PortRange | None) -> int:
 
     Returns how many. A kernel that tells nothing of its flows keeps them. Raises PlatformError.
     """
-    from pyroute2.netlink.nfnetlink.nfctsocket import NFCTSocket
-
     ended = 0
-    with rtnetlink.refusals(f"end what was translated to {address}"), NFCTSocket() as conntrack:
-        for flow in _translated(conntrack):
-            seen, port = _seen_as(flow)
-            if seen != str(address) or (keep is not None and port in keep):
-                continue
-            with rtnetlink.expect(errno.ENOENT):  # it ended by itself meanwhile
-                conntrack.entry("del", tuple_orig=_original(flow))
-                ended += 1
+    with rtnetlink.refusals(f"end what was translated to {address}"):
+        for flow in _translated():
+            if flow.seen == address != flow.source and (keep is None or flow.port not in keep):
+                with rtnetlink.expect(errno.ENOENT):  # it ended by itself meanwhile
+                    rtnetlink.request(_DELETE, _OF_IPV4 + flow.key, 0, _NETLINK_NETFILTER)
+                    ended += 1
     return ended
 
 
-def _translated(conntrack: Any) -> list[Any]:
-    """The flows whose source is translated; Linux before 5.15 has all of them told."""
+def _translated() -> list[_Flow]:
+    """The flows whose source is translated; of Linux before 5.15 all of them."""
+    wanted = rtnetlink.pack_attributes([(_STATUS, _SOURCE_TRANSLATED), (_STATUS_MASK, _SOURCE_TRANSLATED)])
     with rtnetlink.expect(errno.EINVAL):  # there is no nf_conntrack_netlink
-        return list(conntrack.dump(status=_SOURCE_TRANSLATED, status_mask=_SOURCE_TRANSLATED))
+        return [_flow(body) for body in rtnetlink.dump(_GET, _OF_IPV4 + wanted, _NETLINK_NETFILTER)]
     return []
 
 
-def _seen_as(flow: Any) -> tuple[str | None, int]:
-    """The address and port, or identifier of an ICMP query, that answers go to, unless that is the sender itself."""
-    answer, question = flow.get_attr("CTA_TUPLE_REPLY"), flow.get_attr("CTA_TUPLE_ORIG")
-    seen = answer.get_attr("CTA_TUPLE_IP").get_attr("CTA_IP_V4_DST")
-    ends = answer.get_attr("CTA_TUPLE_PROTO")
-    port = ends.get_attr("CTA_PROTO_DST_PORT") or ends.get_attr("CTA_PROTO_ICMP_ID") or 0
-    return (None if seen == question.get_attr("CTA_TUPLE_IP").get_attr("CTA_IP_V4_SRC") else seen), port
-
-
-def _original(flow: Any) -> Any:
-    """What identifies a flow."""
-    from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple
-
-    tuple_ = flow.get_attr("CTA_TUPLE_ORIG")
-    ends, addresses = tuple_.get_attr("CTA_TUPLE_PROTO"), tuple_.get_attr("CTA_TUPLE_IP")
-    names = {
-        "sport": "CTA_PROTO_SRC_PORT",
-        "dport": "CTA_PROTO_DST_PORT",
-        "icmp_id": "CTA_PROTO_ICMP_ID",
-        "icmp_type": "CTA_PROTO_ICMP_TYPE",
-        "icmp_code": "CTA_PROTO_ICMP_CODE",
-    }
-    return NFCTAttrTuple(
-        saddr=addresses.get_attr("CTA_IP_V4_SRC"),
-        daddr=addresses.get_attr("CTA_IP_V4_DST"),
-        proto=ends.get_attr("CTA_PROTO_NUM"),
-        **{name: value for name, kind in names.items() if (value := ends.get_attr(kind)) is not None},
+def _flow(body: bytes) -> _Flow:
+    attributes = dict(rtnetlink.unpack_attributes(body[len(_OF_IPV4) :]))
+    original, reply = _inner(attributes[_ORIGINAL]), _inner(attributes[_REPLY])
+    ends = _inner(reply[_ENDS])
+    return _Flow(
+        IPv4Address(_inner(original[_ADDRESSES])[_SOURCE]),
+        IPv4Address(_inner(reply[_ADDRESSES])[_DESTINATION]),
+        int.from_bytes(ends.get(_DESTINATION_PORT) or ends.get(_QUERY) or b""),
+        rtnetlink.pack_attributes((each, attributes[each]) for each in (_ORIGINAL, _ZONE) if each in attributes),
     )
+
+
+def _inner(attribute: bytes) -> dict[int, bytes]:
+    return dict(rtnetlink.unpack_attributes(attribute))
