@@ -261,6 +261,43 @@ def test_programs_of_the_host_are_not_disturbed(host: Host, outside: socket.sock
         assert lan.recvfrom(10)[1][0] == phone.address
 
 
+@pytest.mark.parametrize("kind", [UDP_SOCKET, TCP_SOCKET], ids=["UDP", "TCP"])
+def test_other_hosts_behind_the_same_address(host: Host, kind: socket.SocketKind) -> None:
+    """And the guest's own host, where a program may have leased the port, or be translated to it."""
+    lab, phone, other = host.lab, host.phone, host.lab["phone2"]
+    protocol = "udp" if kind is UDP_SOCKET else "tcp"
+    leases = [(other, other.request("--port", "9101")), (phone, phone.request("--port", "9102"))]
+    phone.dnatctl("map", protocol, "4444", "--port", "9103")
+    try:
+        for node, local, port in ((other, 9101, 9101), (phone, 9102, 9102), (phone, 4444, 9103)):
+            with (
+                node.socket(kind, local, lab.external, listen=kind is TCP_SOCKET) as program,
+                host.guest.socket(kind) as guest,
+            ):
+                guest.connect((lab.external, port))
+                guest.send(b"hello")
+                assert hears(program, b"hello", b"there")[0] == (host.guest.address if port == 9102 else lab.external)
+                assert guest.recv(10) == b"there"
+    finally:
+        phone.dnatctl("unmap", protocol, "4444")
+        for node, lease in leases:
+            node.dnatctl("release", lease["id"])
+
+
+def hears(program: socket.socket, words: bytes, answer: bytes) -> tuple[str, int]:
+    """A server that answers once; returns whom it sees."""
+    if program.type == TCP_SOCKET:
+        connection, seen = program.accept()
+        with connection:
+            assert connection.recv(100) == words
+            connection.sendall(answer)
+    else:
+        heard, seen = program.recvfrom(100)
+        assert heard == words
+        program.sendto(answer, seen)
+    return str(seen[0]), int(seen[1])
+
+
 def test_a_guests_port_leads_to_no_program_of_the_host(host: Host, outside: socket.socket) -> None:
     """What is not an answer to the guest would go to the host itself."""
     with host.guest.socket(UDP_SOCKET) as guest, host.lab["ext"].socket(UDP_SOCKET) as stranger:

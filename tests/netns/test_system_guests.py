@@ -16,13 +16,14 @@ from dnat.system import flows, guests, netns
 from dnat.system.guests import Translation
 from dnat.system.journal import Journal
 from dnat.system.undo import HANDLERS
-from dnat.types import PortRange
+from dnat.types import PortRange, Protocol
 
 UDP = socket.SOCK_DGRAM
 EXTERNAL, OTHER = IPv4Address("198.51.100.1"), IPv4Address("198.51.100.2")
 PORTS, OTHER_PORTS = PortRange(65024, 65535), PortRange(64000, 64015)
 HOST, ROUTER, OUTSIDE, ELSEWHERE = "10.66.0.11", "10.66.0.1", "203.0.113.2", "192.0.2.7"
 PORT = 7800
+NATIVE = {each: (PortRange(5060, 5060), PortRange(20000, 20063)) for each in (Protocol.TCP, Protocol.UDP)}
 
 
 @dataclass
@@ -36,7 +37,7 @@ class Place:
 
     def ensure(self, external: IPv4Address = EXTERNAL, ports: PortRange = PORTS) -> list[str]:
         with netns.enter(self.host.namespace):
-            return guests.ensure(Journal(self.path), Translation("eth0", external, ports))
+            return guests.ensure(Journal(self.path), Translation("eth0", external, ports, NATIVE))
 
     def undo(self) -> list[str]:
         with netns.enter(self.host.namespace):

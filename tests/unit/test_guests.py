@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dnat.daemon.guests import UNPRIVILEGED, choose
 from dnat.system.guests import Translation, guest_table
 from dnat.system.nft_json import comparable
-from dnat.types import PortRange
+from dnat.types import PortRange, Protocol
 
 SPANS = st.tuples(st.integers(1, 65535), st.integers(0, 20000)).map(
     lambda pair: PortRange(pair[0], min(pair[0] + pair[1], 65535))
@@ -48,9 +48,10 @@ def _rules(objects: list[dict[str, Any]], chain: str) -> list[dict[str, Any]]:
 
 
 def test_the_rules() -> None:
-    translation = Translation("eth0", IPv4Address("198.51.100.1"), PortRange(65024, 65535))
+    native = {Protocol.TCP: [PortRange(20000, 20063), PortRange(5060, 5060)]}
+    translation = Translation("eth0", IPv4Address("198.51.100.1"), PortRange(65024, 65535), native)
     objects = guest_table(translation, [IPv4Network("10.66.0.0/24"), IPv4Network("10.9.9.9/32")])
-    guests, _ = (one["chain"] for one in objects if "chain" in one)
+    guests, *_ = (one["chain"] for one in objects if "chain" in one)
     assert (guests["type"], guests["hook"], guests["prio"]) == ("nat", "postrouting", 99)
     *spared, translated = _rules(objects, "guests")
     assert [rule["expr"][1]["match"]["right"] for rule in spared] == [
@@ -63,3 +64,6 @@ def test_the_rules() -> None:
     assert listed != objects and comparable(listed) == comparable(objects), "as later versions of nft list it"
     (guard,) = _rules(objects, "answers")
     assert guard["expr"][-1] == {"drop": None}
+    (hairpin,) = _rules(objects, "to-hosts")
+    assert hairpin["expr"][3]["match"]["right"] == {"set": [{"range": [20000, 20063]}, 5060]}
+    assert hairpin["expr"][-1] == {"dnat": {"addr": "192.0.0.8"}}

@@ -7,7 +7,7 @@ do: each costs one of the ports that the host translates to, whatever number of 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -17,9 +17,11 @@ from dnat.leases.bitmap import ranges, union
 from dnat.system import guests, local_sockets
 from dnat.system.guests import Translation
 from dnat.system.journal import Journal
-from dnat.types import PortRange
+from dnat.types import PortRange, Protocol
 
 log = logging.getLogger(__name__)
+
+Ports = tuple[PortRange, Protocol]
 
 UNPRIVILEGED = PortRange(1024, 65535)
 SHARE = 2
@@ -46,11 +48,14 @@ class GuestKeeper:
         self._reason = "" if self._wanted else "host.translate_containers is false"
         self._masquerader: str | None = None
 
-    def ensure(self, journal: Journal, lan: str, external: IPv4Address, taken: list[PortRange]) -> list[str]:
-        """Translate guests if there are any; ``taken``: native ports, and local ones of mappings. Runs in a thread.
+    def ensure(
+        self, journal: Journal, lan: str, external: IPv4Address, native: Sequence[Ports], mapped: Sequence[int]
+    ) -> list[str]:
+        """Translate guests if there are any; ``mapped``: local ports. Runs in a thread.
 
         Returns what was changed, in words. A host does without it: what goes wrong is told, and tried again.
         """
+        taken = [ports for ports, _ in native] + [PortRange(port, port) for port in mapped]
         try:
             self._masquerader = guests.masquerader()
             if not self._wanted or self._masquerader is None:
@@ -59,7 +64,11 @@ class GuestKeeper:
             ports = self._choose(guests.ports_in_use(journal, external), taken)
             if ports is None:
                 raise PlatformError("no local port is left for containers")
-            changes = guests.ensure(journal, Translation(lan, external, ports))
+            own = {
+                protocol: ranges(union(each for each, of in native if of.overlaps(protocol)))
+                for protocol in (Protocol.TCP, Protocol.UDP)
+            }
+            changes = guests.ensure(journal, Translation(lan, external, ports, own))
             self._ports, self._reason = ports, ""
         except (PlatformError, OSError) as error:
             if self._reason != str(error):

@@ -15,7 +15,7 @@ from dnat.daemon.announcer import Announcer
 from dnat.daemon.changes import keep_repaired
 from dnat.daemon.credentials import load_credentials
 from dnat.daemon.ephemeral import EphemeralKeeper
-from dnat.daemon.guests import GuestKeeper
+from dnat.daemon.guests import GuestKeeper, Ports
 from dnat.daemon.leasing import Leasing, pause_after
 from dnat.daemon.losses import Losses
 from dnat.daemon.mapper import Mapper
@@ -320,8 +320,10 @@ class HostRole:
                         "closed %d sockets of programs that spoke from ports of %s no longer ours", closed, address
                     )
             self._applied = leases
-            taken = [ports for ports, _ in native] + [PortRange(each.local_port, each.local_port) for each in mappings]
-            changes = await self._privileged.run(self._ensure, ephemeral, taken) if ephemeral else []
+            changes: list[str] = []
+            if ephemeral:
+                mapped = [each.local_port for each in mappings]
+                changes = await self._privileged.run(self._ensure, ephemeral, native, mapped)
             # Some may have been lost again meanwhile, or renamed.
             carried = {(lease.address, lease.ports, lease.protocol) for lease in leases}
             now = [each for each in self._leasing.leases if (each.address, each.ports, each.protocol) in carried]
@@ -344,11 +346,8 @@ class HostRole:
             gone.setdefault(lease.address, []).extend(native + bound)
         return gone
 
-    def _ensure(self, ephemeral: Lease, taken: list[PortRange]) -> list[str]:
-        """Attach the programs, then let the host speak with the external address. Runs in a thread.
-
-        ``taken``: local ports that are not for guests.
-        """
+    def _ensure(self, ephemeral: Lease, native: Sequence[Ports], mapped: Sequence[int]) -> list[str]:
+        """Attach the programs, then let the host speak with the external address. Runs in a thread."""
         journal, uplink = self._privileged.journal, self._uplink
         self._plane.configure(ephemeral.address, uplink.index, uplink.gateway, self._policy())
         hooks: list[tuple[str, str, Direction]] = [
@@ -360,7 +359,7 @@ class HostRole:
         for hook in hooks:
             changes += attachments.ensure_attached(journal, self._pins, *hook)
         changes += ensure_host_network(journal, uplink.interface, ephemeral.address, uplink.gateway, ephemeral.ports)
-        return changes + self.guests.ensure(journal, uplink.interface, ephemeral.address, taken)
+        return changes + self.guests.ensure(journal, uplink.interface, ephemeral.address, native, mapped)
 
     def _policy(self) -> Policy:
         settings, timers = self._settings, self._settings.timers

@@ -8,7 +8,7 @@ translates has the kernel follow every flow of the machine (conntrack), which ho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -16,9 +16,12 @@ from pathlib import Path
 from dnat.system import flows, links, nft, routes, rtnetlink, sysctl
 from dnat.system.journal import Entry, Journal
 from dnat.system.nft_json import (
+    AFTER_SRCNAT,
+    DSTNAT,
     FILTER,
     OWN_PREFIX,
     PRIVATE_NETWORKS,
+    RAW,
     SHARED_SPACE,
     SRCNAT,
     WITH_PORTS,
@@ -32,13 +35,15 @@ from dnat.system.nft_json import (
     span,
     unequal,
 )
-from dnat.types import PortRange
+from dnat.types import PortRange, Protocol
 
 KIND = "translation of guests"
 SUBJECT = "translation of containers and virtual machines"
 TABLE = Table("dnat-host")
 
 MULTICAST_AND_BEYOND = IPv4Network("224.0.0.0/3")
+STAND_IN = "192.0.0.8"
+"""For the external address, within this machine: the dummy address of RFC 7600, which is nobody's destination."""
 
 _CONF = Path("/proc/sys/net/ipv4/conf")
 _LEGACY_TABLES = Path("/proc/thread-self/net/ip_tables_names")
@@ -53,6 +58,10 @@ class Translation:
     external: IPv4Address
     ports: PortRange
     """Local ports, none of them native: the data plane has to translate them."""
+    native: Mapping[Protocol, Sequence[PortRange]]
+    """Ports of TCP and UDP that are this host's own, in order and with gaps between them; all others of the external
+    address may be another host's.
+    """
 
 
 def guest_table(translation: Translation, elsewhere: Sequence[IPv4Network]) -> list[Json]:
@@ -64,15 +73,14 @@ def guest_table(translation: Translation, elsewhere: Sequence[IPv4Network]) -> l
         # What this machine sends itself came by no interface, which nft takes for one of another name.
         unequal({"fib": {"result": "type", "flags": ["saddr"]}}, "local"),
     )
-    private = equal(payload("ip", "saddr"), any_of([prefix(each) for each in (*PRIVATE_NETWORKS, SHARED_SPACE)]))
     ported = equal(meta("l4proto"), any_of(WITH_PORTS))
     arriving = (
         equal(meta("iifname"), lan),
         equal(payload("ip", "daddr"), external),
         equal(meta("l4proto"), any_of(("tcp", "udp"))),
         equal(payload("th", "dport"), ports),
-        {"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "new"}},
     )
+    is_new = {"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "new"}}
     return [
         # Whoever comes first translates: the others' chains have SRCNAT.
         TABLE.chain("guests", "nat", "postrouting", SRCNAT - 1),
@@ -83,16 +91,64 @@ def guest_table(translation: Translation, elsewhere: Sequence[IPv4Network]) -> l
             "as programs of the host",
             leaving,
             *forwarded,
-            private,
+            _PRIVATE,
             ported,
             {"snat": {"addr": external, "port": ports}},
         ),
-        TABLE.rule("answers", "not to programs of the host", *arriving, {"counter": None}, {"drop": None}),
+        TABLE.rule("answers", "not to programs of the host", *arriving, is_new, {"counter": None}, {"drop": None}),
+        *_hairpin(translation, arriving),
     ]
+
+
+def _hairpin(translation: Translation, arriving: Sequence[Json]) -> list[Json]:
+    """From a guest to another host behind the external address.
+
+    To this machine the address is its own, so a packet to it would not leave. It is sent to a stand-in, and gets its
+    destination back behind the routes and conntrack; the answer takes the same way back.
+    """
+    lan, external = translation.lan, str(translation.external)
+    return [
+        TABLE.chain("answers-of-hosts", "filter", "prerouting", RAW),
+        TABLE.chain("to-hosts", "nat", "prerouting", DSTNAT - 1),
+        TABLE.chain("to-hosts-leaving", "filter", "postrouting", AFTER_SRCNAT),
+        *(
+            TABLE.rule(
+                "to-hosts",
+                "a port that is not our own",
+                unequal(meta("iifname"), lan),
+                _PRIVATE,
+                equal(payload("ip", "daddr"), external),
+                unequal(payload(protocol.label, "dport"), any_of([span(each) for each in native])),
+                {"dnat": {"addr": STAND_IN}},
+            )
+            for protocol, native in translation.native.items()
+        ),
+        TABLE.rule(
+            "to-hosts-leaving",
+            "its destination again",
+            equal(meta("oifname"), lan),
+            equal(payload("ip", "daddr"), STAND_IN),
+            _set("daddr", external),
+        ),
+        TABLE.rule(
+            "answers-of-hosts",
+            "to guests",
+            *arriving,
+            equal(payload("ip", "saddr"), external),
+            _set("saddr", STAND_IN),
+        ),
+    ]
+
+
+_PRIVATE = equal(payload("ip", "saddr"), any_of([prefix(each) for each in (*PRIVATE_NETWORKS, SHARED_SPACE)]))
 
 
 def _to(network: IPv4Network) -> Json:
     return equal(payload("ip", "daddr"), prefix(network))
+
+
+def _set(field: str, address: str) -> Json:
+    return {"mangle": {"key": payload("ip", field), "value": address}}
 
 
 def masquerader() -> str | None:
