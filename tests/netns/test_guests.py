@@ -356,16 +356,18 @@ iptables-nft -A DOCKER -d 172.17.0.2/32 ! -i docker0 -o docker0 -p udp -m udp --
 
 
 def test_a_published_port_that_is_leased(host: Host) -> None:
-    """Who asks at the external address is answered from there."""
+    """Who asks at the external address is answered from there, also another host behind it, and our own programs."""
     lease = host.phone.request("--port", "9007")
     for rule in PUBLISHED.strip().splitlines():
         run(host.phone.namespace, *rule.split())
-    with host.guest.socket(UDP_SOCKET, 5007) as guest, host.lab["ext"].socket(UDP_SOCKET) as stranger:
-        stranger.sendto(b"who is there?", (host.lab.external, 9007))
-        words, source = guest.recvfrom(100)
-        assert (words, source) == (b"who is there?", (host.lab.ext, stranger.getsockname()[1]))
-        guest.sendto(b"me", source)
-        assert stranger.recvfrom(100) == (b"me", (host.lab.external, 9007))
+    address = {"ext": host.lab.ext, "phone2": host.lab.external, "phone1": host.lab.external}
+    for name, seen in address.items():
+        with host.guest.socket(UDP_SOCKET, 5007) as guest, host.lab[name].socket(UDP_SOCKET) as stranger:
+            stranger.sendto(b"who is there?", (host.lab.external, 9007))
+            words, source = guest.recvfrom(100)
+            assert (words, source) == (b"who is there?", (seen, stranger.getsockname()[1])), name
+            guest.sendto(b"me", source)
+            assert stranger.recvfrom(100) == (b"me", (host.lab.external, 9007)), name
     host.phone.dnatctl("release", lease["id"])
 
 

@@ -19,6 +19,7 @@ from dnat.system.nft_json import (
     AFTER_SRCNAT,
     DSTNAT,
     FILTER,
+    MANGLE,
     OWN_PREFIX,
     PRIVATE_NETWORKS,
     RAW,
@@ -80,7 +81,7 @@ def guest_table(translation: Translation, elsewhere: Sequence[IPv4Network]) -> l
         equal(meta("l4proto"), any_of(("tcp", "udp"))),
         equal(payload("th", "dport"), ports),
     )
-    is_new = {"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "new"}}
+    is_new = _has(_ct("state"), "new")
     return [
         # Whoever comes first translates: the others' chains have SRCNAT.
         TABLE.chain("guests", "nat", "postrouting", SRCNAT - 1),
@@ -101,28 +102,32 @@ def guest_table(translation: Translation, elsewhere: Sequence[IPv4Network]) -> l
 
 
 def _hairpin(translation: Translation, arriving: Sequence[Json]) -> list[Json]:
-    """From a guest to another host behind the external address.
+    """Between a guest and another host behind the external address.
 
-    To this machine the address is its own, so a packet to it would not leave. It is sent to a stand-in, and gets its
-    destination back behind the routes and conntrack; the answer takes the same way back.
+    To this machine the address is its own, so a packet to it would not leave. It goes to a stand-in, and gets its
+    destination back behind routes and conntrack; the answer takes the same way back. So do answers of a guest that
+    another host has asked at a published port; conntrack knows that one by the external address.
     """
     lan, external = translation.lan, str(translation.external)
+    published = (equal(_ct("direction"), "reply"), _has(_ct("status"), "dnat"))
+    rules = []
+    for protocol, native in translation.native.items():
+        to_another = (
+            unequal(meta("iifname"), lan),
+            _PRIVATE,
+            equal(payload("ip", "daddr"), external),
+            unequal(payload(protocol.label, "dport"), any_of([span(each) for each in native])),
+        )
+        rules += [
+            TABLE.rule("answers-to-hosts", "of what is published", *published, *to_another, _set("daddr", STAND_IN)),
+            TABLE.rule("to-hosts", "a port that is not our own", *to_another, {"dnat": {"addr": STAND_IN}}),
+        ]
     return [
         TABLE.chain("answers-of-hosts", "filter", "prerouting", RAW),
+        TABLE.chain("answers-to-hosts", "filter", "prerouting", MANGLE),
         TABLE.chain("to-hosts", "nat", "prerouting", DSTNAT - 1),
         TABLE.chain("to-hosts-leaving", "filter", "postrouting", AFTER_SRCNAT),
-        *(
-            TABLE.rule(
-                "to-hosts",
-                "a port that is not our own",
-                unequal(meta("iifname"), lan),
-                _PRIVATE,
-                equal(payload("ip", "daddr"), external),
-                unequal(payload(protocol.label, "dport"), any_of([span(each) for each in native])),
-                {"dnat": {"addr": STAND_IN}},
-            )
-            for protocol, native in translation.native.items()
-        ),
+        *rules,
         TABLE.rule(
             "to-hosts-leaving",
             "its destination again",
@@ -145,6 +150,14 @@ _PRIVATE = equal(payload("ip", "saddr"), any_of([prefix(each) for each in (*PRIV
 
 def _to(network: IPv4Network) -> Json:
     return equal(payload("ip", "daddr"), prefix(network))
+
+
+def _ct(key: str) -> Json:
+    return {"ct": {"key": key}}
+
+
+def _has(flags: Json, flag: str) -> Json:
+    return {"match": {"op": "in", "left": flags, "right": flag}}
 
 
 def _set(field: str, address: str) -> Json:

@@ -18,7 +18,7 @@ OWN_PREFIX = "dnat-"
 listing of such a table.
 """
 
-RAW, DSTNAT, FILTER, SRCNAT, AFTER_SRCNAT = -300, -100, 0, 100, 300
+RAW, MANGLE, DSTNAT, FILTER, SRCNAT, AFTER_SRCNAT = -300, -150, -100, 0, 100, 300
 """Priorities of chains."""
 WITH_PORTS = ("icmp", "tcp", "udp")
 
