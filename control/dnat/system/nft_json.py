@@ -47,6 +47,11 @@ class Table:
         fields = {"family": FAMILY, "table": self.name, "name": name, "type": kind}
         return {"chain": {**fields, "hook": hook, "prio": priority, "policy": "accept"}}
 
+    def memory(self, name: str, key: Sequence[str], seconds: int) -> Json:
+        """A set that packets put members into, for so long."""
+        fields = {"family": FAMILY, "table": self.name, "name": name, "type": list(key)}
+        return {"set": {**fields, "size": 65535, "flags": ["timeout"], "timeout": seconds}}
+
     def rule(self, chain: str, comment: str, *expressions: Json) -> Json:
         fields = {"family": FAMILY, "table": self.name, "chain": chain, "comment": comment}
         return {"rule": {**fields, "expr": list(expressions)}}
