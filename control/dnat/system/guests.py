@@ -83,18 +83,20 @@ def guest_table(translation: Translation, elsewhere: Sequence[IPv4Network]) -> l
         _TCP_OR_UDP,
         equal(payload("th", "dport"), ports),
     )
+    outside = unequal(payload("ip", "daddr"), STAND_IN)
     share = max(1, len(translation.ports) // 4)
     is_new = _has(_ct("state"), "new")
     return [
         # Whoever comes first translates: the others' chains have SRCNAT.
         TABLE.chain("guests", "nat", "postrouting", SRCNAT - 1),
         TABLE.chain("answers", "filter", "input", FILTER),
-        *(TABLE.rule("guests", "not by the default route", leaving, _to(each), {"accept": None}) for each in elsewhere),
+        *(TABLE.rule("guests", "not by the default route", leaving, _to(each), _ACCEPT) for each in elsewhere),
         # Closed connections keep their ports for two minutes (nf_conntrack_tcp_timeout_time_wait): so many take three
-        # quarters of them, and a destination that is asked more often is left to others for the rest.
+        # quarters of them, and a destination that is asked more often is left to others for the rest. They cannot do
+        # that for hosts behind the same address.
         TABLE.memory("asked", ("ipv4_addr", "inet_proto", "inet_service"), seconds=120),
         TABLE.rule(
-            "guests", "too often for our ports", *forwarded, _TCP_OR_UDP, _more_than(share, "asked"), {"accept": None}
+            "guests", "too often for our ports", *forwarded, _TCP_OR_UDP, outside, _more_than(share, "asked"), _ACCEPT
         ),
         TABLE.rule(
             "guests", "as programs of the host", *forwarded, ported, {"snat": {"addr": external, "port": ports}}
@@ -148,6 +150,7 @@ def _hairpin(translation: Translation, arriving: Sequence[Json]) -> list[Json]:
     ]
 
 
+_ACCEPT: Json = {"accept": None}
 _TCP_OR_UDP = equal(meta("l4proto"), any_of(("tcp", "udp")))
 _PRIVATE = equal(payload("ip", "saddr"), any_of([prefix(each) for each in (*PRIVATE_NETWORKS, SHARED_SPACE)]))
 
