@@ -79,7 +79,7 @@ def dump(message_type: int, body: bytes, family: int) -> Iterator[bytes]:
 
     Raises NetlinkError as `request` does.
     """
-    from pyroute2.netlink.exceptions import NetlinkError
+    from dnat.system.netlink import NetlinkError
 
     with sockets.socket(sockets.AF_NETLINK, sockets.SOCK_RAW, family) as channel:
         channel.bind((0, 0))
