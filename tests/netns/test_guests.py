@@ -349,10 +349,11 @@ def echoes(sender: socket.socket) -> bool:
 
 
 PUBLISHED = """
-iptables-nft -t nat -A DOCKER -p udp -m udp ! -i docker0 --dport 9007 -j DNAT --to-destination 172.17.0.2:5007
+iptables-nft -t nat -I DOCKER 1 -p udp -m udp --dport 9007 -j DNAT --to-destination 172.17.0.2:5007
+iptables-nft -t nat -I DOCKER 1 -p udp -m udp --dport 9008 -j DNAT --to-destination 172.17.0.2:5007
 iptables-nft -A DOCKER -d 172.17.0.2/32 ! -i docker0 -o docker0 -p udp -m udp --dport 5007 -j ACCEPT
 """
-"""What `docker run --publish 9007:5007/udp` adds."""
+"""What `docker run --publish 9007:5007/udp` adds, and `--publish 9008:5007/udp`, which is not leased."""
 
 
 def test_a_published_port_that_is_leased(host: Host) -> None:
@@ -361,6 +362,18 @@ def test_a_published_port_that_is_leased(host: Host) -> None:
     for rule in PUBLISHED.strip().splitlines():
         run(host.phone.namespace, *rule.split())
     address = {"ext": host.lab.ext, "phone2": host.lab.external, "phone1": host.lab.external}
+    # A guest that asks itself, as Docker has it: the answer must come by the host.
+    here = host.guest.address
+    run(host.phone.namespace, *f"iptables-nft -t nat -A POSTROUTING -s {here} -d {here} -j MASQUERADE".split())
+    run(host.phone.namespace, "ip", "link", "set", "veth0", "type", "bridge_slave", "hairpin", "on")
+    with host.guest.socket(UDP_SOCKET, 5007) as server, host.guest.socket(UDP_SOCKET) as guest:
+        for published in (9007, 9008):
+            guest.connect((host.lab.external, published))
+            guest.send(b"who is there?")
+            words, source = server.recvfrom(100)
+            assert (words, source[0]) == (b"who is there?", "172.17.0.1")
+            server.sendto(b"me", source)
+            assert guest.recv(100) == b"me"
     for name, seen in address.items():
         with host.guest.socket(UDP_SOCKET, 5007) as guest, host.lab[name].socket(UDP_SOCKET) as stranger:
             stranger.sendto(b"who is there?", (host.lab.external, 9007))

@@ -130,7 +130,8 @@ def _hairpin(translation: Translation, arriving: Sequence[Json]) -> list[Json]:
     return [
         TABLE.chain("answers-of-hosts", "filter", "prerouting", RAW),
         TABLE.chain("answers-to-hosts", "filter", "prerouting", MANGLE),
-        TABLE.chain("to-hosts", "nat", "prerouting", DSTNAT - 1),
+        # What others publish here, leased or not, is theirs: their chains have DSTNAT.
+        TABLE.chain("to-hosts", "nat", "prerouting", DSTNAT + 1),
         TABLE.chain("to-hosts-leaving", "filter", "postrouting", AFTER_SRCNAT),
         *rules,
         TABLE.rule(
