@@ -84,6 +84,10 @@ class HostSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Whether inbound packets, too, keep a translation alive (RFC 4787, REQ-6)."""
     exhausted: Annotated[Literal["icmp", "drop"], Meta(description='"icmp" or "drop"')] = "icmp"
     """Whether a program whose packet cannot be sent for want of a port is told so."""
+    translate_containers: Annotated[bool, Meta(description="true or false")] = True
+    """Whether containers and virtual machines speak from ports of the host, too, where somebody (Docker, Podman,
+    libvirt) masquerades for them.
+    """
     timers: TimerSettings = TimerSettings()
 
     @property

@@ -1,4 +1,4 @@
-"""Living with others: containers, foreign firewall rules, link flaps, DHCP renewals, a changed WAN address."""
+"""Living with others: foreign firewall rules, link flaps, DHCP renewals, a changed WAN address."""
 
 from __future__ import annotations
 
@@ -34,97 +34,8 @@ def own_phone(prefix: str) -> Iterator[Lab]:
         builder.destroy(prefix)
 
 
-DOCKER = """
-iptables-nft -t nat -N DOCKER
-iptables-nft -t nat -A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
-iptables-nft -t nat -A OUTPUT ! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j DOCKER
-iptables-nft -t nat -A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE
-iptables-nft -t nat -A DOCKER -i docker0 -j RETURN
-iptables-nft -N DOCKER
-iptables-nft -N DOCKER-ISOLATION-STAGE-1
-iptables-nft -N DOCKER-ISOLATION-STAGE-2
-iptables-nft -N DOCKER-USER
-iptables-nft -P FORWARD DROP
-iptables-nft -A FORWARD -j DOCKER-USER
-iptables-nft -A FORWARD -j DOCKER-ISOLATION-STAGE-1
-iptables-nft -A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
-iptables-nft -A FORWARD -o docker0 -j DOCKER
-iptables-nft -A FORWARD -i docker0 ! -o docker0 -j ACCEPT
-iptables-nft -A FORWARD -i docker0 -o docker0 -j ACCEPT
-iptables-nft -A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j DOCKER-ISOLATION-STAGE-2
-iptables-nft -A DOCKER-ISOLATION-STAGE-1 -j RETURN
-iptables-nft -A DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP
-iptables-nft -A DOCKER-ISOLATION-STAGE-2 -j RETURN
-iptables-nft -A DOCKER-USER -j RETURN
-"""
-"""The rules of dockerd 24 for its default bridge, as iptables-save lists them."""
-LIBVIRT = """
-iptables-nft -N LIBVIRT_FWI
-iptables-nft -N LIBVIRT_FWO
-iptables-nft -N LIBVIRT_FWX
-iptables-nft -N LIBVIRT_INP
-iptables-nft -A INPUT -j LIBVIRT_INP
-iptables-nft -A FORWARD -j LIBVIRT_FWX
-iptables-nft -A FORWARD -j LIBVIRT_FWI
-iptables-nft -A FORWARD -j LIBVIRT_FWO
-iptables-nft -A LIBVIRT_FWI -d 192.168.122.0/24 -o virbr0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
-iptables-nft -A LIBVIRT_FWI -o virbr0 -j REJECT --reject-with icmp-port-unreachable
-iptables-nft -A LIBVIRT_FWO -s 192.168.122.0/24 -i virbr0 -j ACCEPT
-iptables-nft -A LIBVIRT_FWO -i virbr0 -j REJECT --reject-with icmp-port-unreachable
-iptables-nft -A LIBVIRT_FWX -i virbr0 -o virbr0 -j ACCEPT
-iptables-nft -A LIBVIRT_INP -i virbr0 -p udp -m udp --dport 67 -j ACCEPT
-iptables-nft -t mangle -N LIBVIRT_PRT
-iptables-nft -t mangle -A POSTROUTING -j LIBVIRT_PRT
-iptables-nft -t mangle -A LIBVIRT_PRT -o virbr0 -p udp -m udp --dport 68 -j CHECKSUM --checksum-fill
-iptables-nft -t nat -N LIBVIRT_PRT
-iptables-nft -t nat -A POSTROUTING -j LIBVIRT_PRT
-iptables-nft -t nat -A LIBVIRT_PRT -s 192.168.122.0/24 -d 224.0.0.0/24 -j RETURN
-iptables-nft -t nat -A LIBVIRT_PRT -s 192.168.122.0/24 -d 255.255.255.255/32 -j RETURN
-iptables-nft -t nat -A LIBVIRT_PRT -s 192.168.122.0/24 ! -d 192.168.122.0/24 -p tcp -j MASQUERADE --to-ports 1024-65535
-iptables-nft -t nat -A LIBVIRT_PRT -s 192.168.122.0/24 ! -d 192.168.122.0/24 -p udp -j MASQUERADE --to-ports 1024-65535
-iptables-nft -t nat -A LIBVIRT_PRT -s 192.168.122.0/24 ! -d 192.168.122.0/24 -j MASQUERADE
-"""
-"""Those of libvirtd 9 for its network ``default``."""
-
-
-@pytest.fixture(
-    params=[("docker0", "172.17.0", 16, DOCKER), ("virbr0", "192.168.122", 24, LIBVIRT)], ids=["Docker", "libvirt"]
-)
-def guest(own_phone: Lab, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A container or virtual machine on a phone: behind a bridge, with the rules of whoever runs it."""
-    bridge, network, prefix, rules = request.param
-    phone, name = own_phone["phone1"].namespace, f"{own_phone.topology.prefix}-guest"
-    netns.create(name)
-    try:
-        ip(phone, f"link add {bridge} type bridge; link add veth0 type veth peer name eth0 netns {name}")
-        ip(phone, f"link set veth0 master {bridge}; addr add {network}.1/{prefix} dev {bridge}")
-        ip(phone, f"link set {bridge} up; link set veth0 up")
-        ip(name, f"link set lo up; addr add {network}.2/{prefix} dev eth0; link set eth0 up")
-        ip(name, f"route add default via {network}.1")
-        run(phone, "sysctl", "-qw", "net.ipv4.ip_forward=1")
-        for rule in rules.strip().splitlines():
-            run(phone, *rule.split())
-        yield name
-    finally:
-        netns.delete(name)
-
-
 def _reaches(node: Node, lab: Lab) -> bool:
     return node.run("curl", "-sS", "-m", "2", f"http://{lab.ext}/", code=None).stdout.startswith(lab.external)
-
-
-def test_guests_reach_the_outside_and_their_rules_stay(own_phone: Lab, guest: str) -> None:
-    phone = own_phone["phone1"].namespace
-    before = run(phone, "nft", "-s", "list", "ruleset")
-    # The host masquerades into its LAN address, and the router masquerades that.
-    said = run(guest, "curl", "-sS", "-m", "5", f"http://{own_phone.ext}/")
-    assert said.startswith("203.0.113.1:")
-    assert len(run(guest, "curl", "-sS", "-m", "20", f"http://{own_phone.ext}/bytes/2000000")) == 2_000_000
-    run(guest, "ping", "-c", "2", "-i", "0.2", "-W", "2", own_phone.ext)
-    assert _reaches(own_phone["phone1"], own_phone)
-    own_phone["phone1"].dnatctl("down")
-    assert run(phone, "nft", "-s", "list", "ruleset") == before
-    run(guest, "curl", "-sS", "-m", "5", f"http://{own_phone.ext}/")
 
 
 NETWORKD = """\

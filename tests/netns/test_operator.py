@@ -80,8 +80,11 @@ def test_excluded_ports_are_not_leased(lab: Lab) -> None:
 
 def test_a_lease_that_is_taken_back_is_gone_on_both_sides(lab: Lab) -> None:
     phone, router = lab["phone1"], lab["router"]
-    port = str(phone.request("--ports", "1")["first"])
-    assert "1 leases" in router.dnatctl("invalidate", port, "--reason", "by mistake").stdout
+    first = phone.request("--ports", "1")["first"]
+    port = str(first)
+    said = router.dnatctl("invalidate", port, "--reason", "by mistake", "-o", "json").stdout
+    taken = {"host": phone.address, "address": lab.external, "first": first, "last": first}
+    assert json.loads(said) == {"leases": 1, "taken": [taken]}
     eventually(lambda: not any(str(each["first"]) == port for each in phone.show()["leases"]), "the host has heard")
     assert "by mistake" in Path(f"/run/dnat/{phone.namespace}/daemon.log").read_text()
     assert "nobody leases" in router.dnatctl("invalidate", port, code=2).stderr
@@ -162,7 +165,8 @@ def test_draining_grants_nothing_new_and_cuts_nothing(lab: Lab) -> None:
     assert "draining" in router.dnatctl("drain").stdout
     assert "shutting down" in phone.dnatctl("request", "--ports", "1", code=3).stderr
     assert seen_from(phone, lab) == lab.external
-    assert "draining" not in router.dnatctl("drain", "--off").stdout
+    said = json.loads(router.dnatctl("drain", "--off", "-o", "json").stdout)
+    assert said["leases"] == 0 and "draining" not in said["summary"]
     phone.dnatctl("release", str(phone.request("--ports", "1")["first"]))
 
 
@@ -252,4 +256,6 @@ def test_reload_of_what_does_not_work_goes_back(routed_lab: Lab, tmp_path: Path)
     path.write_text('[host]\ninterface = "nothing0"\n')
     phone.dnatctl("reload", "--config", str(path), code=4)
     assert "48" in (phone.runtime / "dnat.toml").read_text()
-    phone.dnatctl("reload")
+    assert json.loads(phone.dnatctl("reload", "-o", "json").stdout)["summary"].startswith(
+        f"{routed_lab.external} ports "
+    )

@@ -77,6 +77,7 @@ LOSS = {
     "outcome": one_of("ends", "moves", "kept", "unused"),
     "programs": [PROGRAM],
 }
+CONTAINERS = {"translated": flag, "masquerader": maybe_text, "reason": maybe_text}
 COUNTERS = {re.compile("[a-z_]+"): whole}
 PAP = {re.compile("[a-z-]+"): whole}
 
@@ -97,7 +98,7 @@ def _document(lease: Any, pap: Any) -> Any:
 
 
 DOCUMENTS = {
-    "phone1": _document(LEASE, {"agent": PAP}),
+    "phone1": _document(LEASE, {"agent": PAP}) | {"containers": CONTAINERS},
     "router": _document(LEASE | {"host": address}, {"server": PAP})
     | {"router": {"lan": text, "wan": text, "path": one_of("tc", "xdp"), "reason": maybe_text}},
 }
@@ -171,7 +172,7 @@ def test_the_document_tells_what_is_the_case(busy: Lab) -> None:
 
 def test_every_field_is_documented(busy: Lab) -> None:
     documentation = (Path(__file__).parents[2] / "docs/show.md").read_text()
-    for schema in (DOCUMENTS["router"], LEASE, BINDING, OWNER, LOSS, PROGRAM):
+    for schema in (*DOCUMENTS.values(), LEASE, BINDING, OWNER, LOSS, PROGRAM, CONTAINERS):
         for field in schema:
             assert f"`{field}`" in documentation
 

@@ -16,8 +16,8 @@ from dnat.lab import builder
 from dnat.lab.topology import Topology
 from dnat.system import netns, sysctl
 from dnat.system.journal import Journal
-from dnat.system.nft import SharedAddress
 from dnat.system.router import ensure_router_network
+from dnat.system.router_rules import SharedAddress
 from dnat.system.undo import HANDLERS
 from dnat.types import PortRange
 

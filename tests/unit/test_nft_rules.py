@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from dnat.errors import UsageError
-from dnat.system import nft, router
-from dnat.system.nft import SharedAddress, router_table
+from dnat.system import nft_json, router
+from dnat.system.router_rules import SharedAddress, router_table
 from dnat.types import PortRange
 
 ROUTED = SharedAddress(IPv4Address("198.51.100.1"), own=False, ports=(PortRange(1024, 65535),))
@@ -76,10 +76,10 @@ def test_the_same_rules_listed_by_the_kernel_compare_equal() -> None:
     for rule in rules(listed, "input"):
         rule["expr"][0]["match"]["right"]["set"].reverse()
     listed = [{"metainfo": {}}, {"table": {"family": "ip", "name": "dnat-router", "handle": 9}}, *listed]
-    assert nft._comparable(listed) == nft._comparable(wanted)
+    assert nft_json.comparable(listed) == nft_json.comparable(wanted)
 
     del rules(listed, "leave")[-1]["expr"][-1]
-    assert nft._comparable(listed) != nft._comparable(wanted)
+    assert nft_json.comparable(listed) != nft_json.comparable(wanted)
 
 
 def test_the_routers_ports_and_the_leased_ones_must_not_overlap() -> None:

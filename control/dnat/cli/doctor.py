@@ -16,9 +16,10 @@ _MARKS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "red"
 @click.command()
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def doctor(output: str) -> None:
-    """Examine kernel, BPF, network, firewalls, server, ports and clock, and say what to do about each finding.
+    """Examine this machine, and say what to do about each finding.
 
-    Changes nothing. Exit code 0: all is well, or there are warnings only; 1: something does not work.
+    Looks at kernel, BPF, network, firewalls, server, ports and clock. Changes nothing. Exit code 0: all is well, or
+    there are warnings only; 1: something does not work.
 
     \b
     Examples:  sudo dnatctl doctor

@@ -58,7 +58,9 @@ def whois(endpoint: str, at: str | None, protocol: str | None, output: str) -> N
 @click.option("--address", metavar="ADDRESS", help="Only this external address.")
 @click.option("-o", "--output", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 def history(since: str | None, until: str | None, address: str | None, output: str) -> None:
-    """List who held which block of ports when: one record per block, none per connection. (server)
+    """List who held which block of ports when. (server)
+
+    One record per block, none per connection.
 
     \b
     Example:  sudo dnatctl history --since 2026-11-01 -o csv > november.csv

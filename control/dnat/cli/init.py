@@ -35,9 +35,10 @@ def init(
     yes: bool,
     force: bool,
 ) -> None:
-    """Write this machine's configuration: what it is, its interfaces, its addresses.
+    """Write this machine's configuration.
 
-    Guesses from interfaces and routes, and asks before it writes. A file that says something is never replaced unasked.
+    What it is, its interfaces, its addresses. Guesses from interfaces and routes, and asks before it writes. A file
+    that says something is never replaced unasked.
 
     \b
     Examples:  sudo dnatctl init

@@ -18,7 +18,9 @@ _output = click.option("-o", "--output", type=click.Choice(["table", "json"]), d
 
 @click.group()
 def key() -> None:
-    """Keys with which hosts and server recognise each other (docs/pap.md, 9).
+    """Keys with which hosts and server recognise each other.
+
+    How, says docs/pap.md, section 9.
 
     \b
     On the server:  sudo dnatctl key add phone1 > phone1.key
@@ -31,7 +33,13 @@ def key() -> None:
 @click.option("--host-id", metavar="HEX", help="Bind the key to this host now, not to the first that uses it.")
 @_output
 def add(name: str, host_id: str | None, output: str) -> None:
-    """Make a key called NAME and print it: a secret, to be carried to its host. (server)"""
+    """Make a key called NAME and print it. (server)
+
+    It is a secret, to be carried to its host.
+
+    \b
+    Example:  sudo dnatctl key add phone1 > phone1.key
+    """
     answer = _call("key_add", name=name, host_id=host_id)
     click.echo(json.dumps(answer) if output == "json" else answer["key"])
 
@@ -39,9 +47,12 @@ def add(name: str, host_id: str | None, output: str) -> None:
 @key.command()
 @click.argument("file", type=click.File("rb"), default="-")
 def install(file: Any) -> None:
-    """Take up the key in FILE, or from standard input, as this host's. (host)
+    """Take up the key in FILE as this host's. (host)
 
-    Works before the first `up`, and while dnat is up.
+    By default from standard input. Works before the first `up`, and while dnat is up.
+
+    \b
+    Example:  sudo dnatctl key install < phone1.key
     """
     from dnat import key_file
     from dnat.system.netns import require_root
@@ -61,7 +72,13 @@ def install(file: Any) -> None:
 @key.command("list")
 @_output
 def list_keys(output: str) -> None:
-    """List the keys: of a server all of them, of a host its own; never their secrets."""
+    """List the keys, never their secrets.
+
+    Of a server all of them, of a host its own.
+
+    \b
+    Example:  sudo dnatctl key list
+    """
     answer = _call("key_list")
     if output == "json":
         click.echo(json.dumps(answer, indent=2))
@@ -80,10 +97,13 @@ def list_keys(output: str) -> None:
 @click.argument("keys", nargs=-1, metavar="[KEY...]")
 @click.option("--all", "everybody", is_flag=True, help="Every key in use.")
 def rotate(keys: tuple[str, ...], everybody: bool) -> None:
-    """Replace keys by new ones, without an interruption: both are good while the host changes over.
+    """Replace keys by new ones, without an interruption.
 
-    On a server KEY is a name or identifier, and the host changes at its next renewal. On a host, without KEY, it
-    changes at once.
+    Both are good while the host changes over. On a server KEY is a name or identifier, and the host changes at its next
+    renewal. On a host, without KEY, it changes at once.
+
+    \b
+    Example:  sudo dnatctl key rotate --all
     """
     changed = _call("key_rotate", keys=list(keys), everybody=everybody)["keys"]
     if not keys and not everybody:
@@ -95,9 +115,12 @@ def rotate(keys: tuple[str, ...], everybody: bool) -> None:
 @key.command()
 @click.argument("keys", nargs=-1, required=True, metavar="KEY...")
 def revoke(keys: tuple[str, ...]) -> None:
-    """End keys at once, take back what their hosts lease, and keep these hosts out. (server)
+    """End keys at once, and keep their hosts out. (server)
 
-    KEY is a name or identifier. To let such a host in again: `dnatctl key forget`.
+    What these lease is taken back. KEY is a name or identifier. To let such a host in again: `dnatctl key forget`.
+
+    \b
+    Example:  sudo dnatctl key revoke phone1
     """
     answer = _call("key_revoke", keys=list(keys))
     click.echo(f"revoked {_names(answer['keys'])}; {answer['leases']} leases were taken back")
@@ -106,9 +129,13 @@ def revoke(keys: tuple[str, ...]) -> None:
 @key.command()
 @click.argument("keys", nargs=-1, metavar="[KEY...]")
 def forget(keys: tuple[str, ...]) -> None:
-    """Remove every trace of keys: their hosts are again hosts without one.
+    """Remove every trace of keys.
 
-    On a server KEY is a name or identifier; on a host, without KEY, its own key is removed.
+    Their hosts are again hosts without one. On a server KEY is a name or identifier; on a host, without KEY, its own
+    key is removed.
+
+    \b
+    Example:  sudo dnatctl key forget phone1
     """
     try:
         answer = _call("key_forget", keys=list(keys))

@@ -18,13 +18,15 @@ _prefix = click.option(
 
 @click.group()
 def lab() -> None:
-    """Router, phones, SIP host and the outside, as network namespaces on this machine.
+    """A whole network on this machine, to try everything in.
+
+    Router, phones, SIP host and the outside are network namespaces.
 
     \b
-    sudo dnatctl lab up
-    sudo dnatctl lab exec phone1 -- dnatctl show
-    sudo dnatctl lab exec phone1 -- ping -c 2 203.0.113.2
-    sudo dnatctl lab down
+    Examples:  sudo dnatctl lab up
+               sudo dnatctl lab exec phone1 -- dnatctl show
+               sudo dnatctl lab exec phone1 -- ping -c 2 203.0.113.2
+               sudo dnatctl lab down
     """
 
 
@@ -61,7 +63,12 @@ def up(
     xdp: bool,
     prefix: str,
 ) -> None:
-    """Build the lab and bring every node up. Doing it twice is harmless."""
+    """Build the lab and bring every node up. Doing it twice is harmless.
+
+    \b
+    Examples:  sudo dnatctl lab up
+               sudo dnatctl lab up --phones 3 --sip proxy
+    """
     from dnat.lab import control
     from dnat.lab.topology import Topology
 
@@ -85,7 +92,11 @@ def up(
 @lab.command()
 @_prefix
 def down(prefix: str) -> None:
-    """Take the lab down, whatever state it is in."""
+    """Take the lab down, whatever state it is in.
+
+    \b
+    Example:  sudo dnatctl lab down
+    """
     from dnat.lab import builder
 
     _require_root("lab down")
@@ -97,7 +108,11 @@ def down(prefix: str) -> None:
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @_prefix
 def status(output: str, prefix: str) -> None:
-    """Say what every node is doing. Exit code 1 when one of them is not up."""
+    """Say what every node is doing. Exit code 1 when one of them is not up.
+
+    \b
+    Example:  dnatctl lab status
+    """
     from rich.table import Table
 
     from dnat.lab import control
@@ -132,7 +147,7 @@ def exec_(node: str, command: tuple[str, ...], prefix: str) -> None:
     """Run COMMAND in NODE, as if logged in there.
 
     \b
-    sudo dnatctl lab exec phone1 -- dnatctl show
+    Example:  sudo dnatctl lab exec phone1 -- dnatctl show
     """
     from dnat.lab import control
 
@@ -145,9 +160,12 @@ def exec_(node: str, command: tuple[str, ...], prefix: str) -> None:
 @click.option("--output", type=click.Path(path_type=Path), default=Path("demo-output"), show_default=True)
 @_prefix
 def demo(output: Path, prefix: str) -> None:
-    """Two phones behind one address make real calls; writes captures and pictures to OUTPUT.
+    """Two phones behind one address make real calls.
 
-    The calls are made in the lab that is up, if there is one.
+    Captures and pictures go to the directory --output. The calls are made in the lab that is up, if there is one.
+
+    \b
+    Example:  sudo dnatctl lab demo --output /tmp/demo
     """
     from dnat.lab import builder
     from dnat.lab.demo import run_demo

@@ -29,9 +29,10 @@ STOP_SECONDS = 10.0
 @click.option("--config", "path", type=click.Path(path_type=Path), help="Configuration file.  [/etc/dnat/dnat.toml]")
 @click.option("--foreground", is_flag=True, help="Stay in the foreground, for service managers.")
 def up(path: Path | None, foreground: bool) -> None:
-    """Take up this machine's roles: by default those of a host, whose server is the default gateway.
+    """Take up this machine's roles.
 
-    Returns when the data plane carries traffic. Doing it twice is harmless.
+    By default those of a host, whose server is the default gateway. Returns when the data plane carries traffic. Doing
+    it twice is harmless.
 
     \b
     Example:  sudo dnatctl up
@@ -61,9 +62,12 @@ def up(path: Path | None, foreground: bool) -> None:
 
 @click.command()
 def down() -> None:
-    """Give the ports back and restore addresses, routes, sysctls, filters and nftables as they were before ``up``.
+    """Give the ports back and restore what `dnatctl up` changed.
 
-    Works as well after the daemon was killed.
+    Addresses, routes, sysctls, filters and nftables are as they were before. Works as well after the daemon was killed.
+
+    \b
+    Example:  sudo dnatctl down
     """
     from dnat.system.netns import require_root
     from dnat.teardown import tear_down
@@ -82,7 +86,12 @@ def down() -> None:
 @click.command()
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def status(output: str) -> None:
-    """Say whether dnat is up here, and with which roles. Exit code 5 when it is not."""
+    """Say whether dnat is up here, and with which roles. Exit code 5 when it is not.
+
+    \b
+    Examples:  dnatctl status
+               dnatctl status -o json | jq .summary
+    """
     instance = Instance.current()
     try:
         with Client(instance.socket) as client:

@@ -22,9 +22,10 @@ _output = click.option("-o", "--output", type=click.Choice(["table", "json"]), d
 @click.option("--port", type=_port, help="Port on the external address.  [any that is free]")
 @_output
 def map_(protocol: str, local_port: int, port: int | None, output: str) -> None:
-    """Let the outside reach a program at LOCAL_PORT by a port of the external address, leased if need be.
+    """Let the outside reach a program at LOCAL_PORT.
 
-    It stays until `dnatctl unmap` or `dnatctl down`. Packets that the program sends leave from that port.
+    By a port of the external address, leased if need be. It stays until `dnatctl unmap` or `dnatctl down`. Packets that
+    the program sends leave from that port.
 
     \b
     Example:  sudo dnatctl map tcp 80 --port 8080
@@ -38,7 +39,9 @@ def map_(protocol: str, local_port: int, port: int | None, output: str) -> None:
 @_local_port
 @_output
 def unmap(protocol: str, local_port: int, output: str) -> None:
-    """End what `dnatctl map` made, and give the port back if it was leased for that.
+    """End what `dnatctl map` made.
+
+    The port is given back if it was leased for that.
 
     \b
     Example:  sudo dnatctl unmap tcp 80

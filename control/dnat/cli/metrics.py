@@ -13,6 +13,9 @@ def metrics() -> None:
     """Print this daemon's metrics in Prometheus' format.
 
     To have them scraped, set `listen` in the table [metrics] of the configuration.
+
+    \b
+    Example:  dnatctl metrics | grep dnat_leases
     """
     with Client(Instance.current().socket) as client:
         click.echo(client.call("metrics")["text"], nl=False)

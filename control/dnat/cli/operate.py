@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from dnat.errors import DnatError, UsageError
 from dnat.instance import Instance
 from dnat.types import PortRange
 
+_output = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+
 
 @click.command()
 @click.argument("leases", nargs=-1, metavar="[LEASE...]")
@@ -22,7 +25,10 @@ from dnat.types import PortRange
 )
 @click.option("--all", "everything", is_flag=True, help="Every lease of every host.")
 @click.option("--reason", metavar="TEXT", help="Words for the hosts' logs.")
-def invalidate(leases: tuple[str, ...], hosts: tuple[str, ...], everything: bool, reason: str | None) -> None:
+@_output
+def invalidate(
+    leases: tuple[str, ...], hosts: tuple[str, ...], everything: bool, reason: str | None, output: str
+) -> None:
     """Take leases back. Their hosts are told at once, and their ports are on hold for a while. (server)
 
     LEASE is an identifier, a port or a range; every lease that has one of the ports is meant.
@@ -36,6 +42,9 @@ def invalidate(leases: tuple[str, ...], hosts: tuple[str, ...], everything: bool
     holders = [words.address(text) for text in hosts]
     with Client(Instance.current().socket) as client:
         answer = client.call("invalidate", leases=named, hosts=holders, everything=everything, reason=reason)
+    if output == "json":
+        click.echo(json.dumps(answer))
+        return
     click.echo(f"{answer['leases']} leases were taken back")
     for taken in answer["taken"]:
         click.echo(f"  {taken['host']}: {taken['address']}:{PortRange(taken['first'], taken['last'])}")
@@ -46,33 +55,46 @@ def invalidate(leases: tuple[str, ...], hosts: tuple[str, ...], everything: bool
 @click.command()
 @click.argument("addresses", nargs=-1, metavar="[ADDRESS...]")
 @click.option("--off", is_flag=True, help="Grant again as usual.")
-def drain(addresses: tuple[str, ...], off: bool) -> None:
+@_output
+def drain(addresses: tuple[str, ...], off: bool, output: str) -> None:
     """Prepare for maintenance. (server)
 
     Without ADDRESS: grant nothing new; hosts keep what they have, and it is renewed. With external addresses:
     move every host from them to the others. Ends with --off, or when the daemon ends.
+
+    \b
+    Examples:  sudo dnatctl drain
+               sudo dnatctl drain 198.51.100.1
+               sudo dnatctl drain --off
     """
     named = [words.address(text) for text in addresses]
     with Client(Instance.current().socket) as client:
         answer = client.call("drain", addresses=named, off=off)
+    if output == "json":
+        click.echo(json.dumps(answer))
+        return
     moved = f"{answer['leases']} leases were taken back; " if addresses else ""
     click.echo(f"{moved}{answer['summary']}")
 
 
 @click.command()
 @click.option("--config", "path", type=click.Path(path_type=Path), help="Configuration file.  [/etc/dnat/dnat.toml]")
-def reload(path: Path | None) -> None:
-    """Take up a changed configuration: the daemon is started anew while its data plane goes on.
+@_output
+def reload(path: Path | None, output: str) -> None:
+    """Take up a changed configuration.
 
-    A file that does not hold changes nothing; after one that does not work the former is taken up again. Leases that a
-    server's pool has no longer are taken back at once.
+    The daemon is started anew while its data plane goes on. A file that does not hold changes nothing; after one that
+    does not work the former is taken up again. Leases that a server's pool has no longer are taken back at once.
+
+    \b
+    Example:  sudo dnatctl reload
     """
     from dnat.system.netns import require_root
 
     require_root()
     instance = Instance.current()
     if unit := lifecycle.unit(instance):
-        _restart(unit, instance, path)
+        _tell(_restarted(unit, instance, path), output)
         return
     path = path or instance.configuration()
     configuration.load(path)
@@ -80,7 +102,7 @@ def reload(path: Path | None) -> None:
         client.call("stop")
     lifecycle.wait_for_end(instance)
     try:
-        click.echo(f"up: {lifecycle.start(instance, path)}")
+        _tell(lifecycle.start(instance, path), output)
     except DnatError as error:
         former = instance.configuration_in_use
         if not former.exists():
@@ -89,8 +111,12 @@ def reload(path: Path | None) -> None:
         raise type(error)(f"{error} (the former configuration is in use again)") from None
 
 
-def _restart(unit: str, instance: Instance, path: Path | None) -> None:
-    """The daemon is systemd's: a new one belongs into the same unit."""
+def _tell(summary: str, output: str) -> None:
+    click.echo(json.dumps({"summary": summary}) if output == "json" else f"up: {summary}")
+
+
+def _restarted(unit: str, instance: Instance, path: Path | None) -> str:
+    """The daemon is systemd's: a new one belongs into the same unit. Returns what it says of itself."""
     configured = instance.configuration()
     if path is not None and path.absolute() != configured:
         where = instance.configuration_target()
@@ -100,4 +126,4 @@ def _restart(unit: str, instance: Instance, path: Path | None) -> None:
     summary = lifecycle.running(instance) if done.returncode == 0 else None
     if summary is None:
         raise DnatError(f"{unit} did not start again; why: journalctl -u {unit}")
-    click.echo(f"up: {summary}")
+    return summary

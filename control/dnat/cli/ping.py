@@ -37,7 +37,7 @@ def ping(
     seconds: float | None,
     output: str,
 ) -> None:
-    """Test from outside whether a port of an external address leads to its host.
+    """Test from outside whether a port leads to its host.
 
     Run it on a machine outside. Something has to answer on the host: a phone (--protocol sip), a TCP server (--protocol
     tcp), or this command with --listen. Exit code 0 when the host was reached, 1 when not.

@@ -21,10 +21,10 @@ from dnat.types import PortRange
 @port_options
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def hold(command: tuple[str, ...], **options: Any) -> None:
-    """Run COMMAND with ports of its own, which are given back when it ends.
+    """Run COMMAND with ports of its own while it runs.
 
-    It finds them in its environment: DNAT_ADDRESS, DNAT_PORT, DNAT_LAST_PORT, and is sent SIGTERM when they are lost.
-    Needs no root where the operator allows it.
+    They are given back when it ends. It finds them in its environment: DNAT_ADDRESS, DNAT_PORT, DNAT_LAST_PORT, and is
+    sent SIGTERM when they are lost. Needs no root where the operator allows it.
 
     \b
     Example:  dnatctl hold --ports 2 --parity even -- sh -c 'echo $DNAT_ADDRESS:$DNAT_PORT'
@@ -53,7 +53,9 @@ def hold(command: tuple[str, ...], **options: Any) -> None:
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option("--count", type=click.IntRange(1), help="End after so many events.")
 def watch(output: str, count: int | None) -> None:
-    """Say what happens to this host's leases and its external address, as it happens, until interrupted.
+    """Say what happens to this host's leases, as it happens.
+
+    And to its external address. Ends when interrupted.
 
     \b
     Example:  dnatctl watch -o json

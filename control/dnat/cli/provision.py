@@ -53,7 +53,9 @@ def provision(
     http_port: int | None,
     output: str,
 ) -> None:
-    """Lease a block of ports and write a phone's configuration for it. Doing it again keeps the block.
+    """Lease ports and write a phone's configuration for them.
+
+    Doing it again keeps the block.
 
     \b
     Example:  sudo dnatctl provision baresip --user alice --encryption sdes

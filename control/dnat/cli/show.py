@@ -34,9 +34,10 @@ _SECTIONS = ("leases", "bindings", "owners", "lost", "counters")
 def show(
     section: str | None, output: str, filters: tuple[str, ...], sort: str | None, watch: float | None, count: int | None
 ) -> None:
-    """Show leases, bindings, owners, what was lost, and counters, or one SECTION of them.
+    """Show what this machine leases, translates and counts.
 
-    `-o json` prints the documented schema (docs/show.md); with --watch a document per line.
+    Leases, bindings, owners, what was lost, and counters, or one SECTION of them. `-o json` prints the documented
+    schema (docs/show.md); with --watch a document per line.
 
     \b
     Examples:  dnatctl show leases --sort expires_in
@@ -69,11 +70,20 @@ def _show(document: dict[str, Any], section: str | None, output: str, sort: str 
         if router := document.get("router"):
             why = f" ({router['reason']})" if router["reason"] else ""
             console.print(f"{router['lan']} to {router['wan']} by {router['path'].upper()}{why}", highlight=False)
+        if (containers := document.get("containers")) and containers["masquerader"]:
+            console.print(containers_said(containers), highlight=False)
     for name in (section,) if section else _SECTIONS:
         rows = document[name] if sort or name == "counters" else sorted(document[name], key=_ORDERS[name])
         table = _TABLES[name](rows)
         if section or table.row_count:
             console.print(table)
+
+
+def containers_said(containers: dict[str, Any]) -> str:
+    """How the traffic of containers and virtual machines leaves, in a sentence."""
+    if containers["translated"]:
+        return f"containers and virtual machines speak from ports of this host, by its local ports {_span(containers)}"
+    return f"containers and virtual machines leave by the router's masquerading: {containers['reason']}"
 
 
 def _table(title: str, columns: dict[str, str]) -> Any:

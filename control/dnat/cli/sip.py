@@ -21,18 +21,24 @@ _output = click.option("-o", "--output", type=click.Choice(["table", "json"]), d
 
 @click.group()
 def sip() -> None:
-    """Users, registrations and calls of the SIP server that runs here (role "sip").
+    """Users, registrations and calls of the SIP server here.
+
+    It runs on a machine with the role "sip".
 
     \b
-    sudo dnatctl sip users add alice
-    sudo dnatctl sip registrations
+    Examples:  sudo dnatctl sip users add alice
+               sudo dnatctl sip registrations
     """
 
 
 @sip.command()
 @_output
 def status(output: str) -> None:
-    """Say whether the SIP server runs, and on which ports. Exit code 1 when it does not."""
+    """Say whether the SIP server runs, and on which ports. Exit code 1 when it does not.
+
+    \b
+    Example:  dnatctl sip status -o json
+    """
     answer = _server()
     if output == "json":
         click.echo(json.dumps(answer, indent=2))
@@ -51,7 +57,13 @@ def status(output: str) -> None:
 @sip.command()
 @_output
 def registrations(output: str) -> None:
-    """List where each user can be reached: the phone's combination network address."""
+    """List where each user can be reached.
+
+    That is the phone's combination network address.
+
+    \b
+    Example:  dnatctl sip registrations
+    """
     from dnat.sip import database
 
     found = [asdict(one) for one in database.registrations(Path(_server()["registrations"]))]
@@ -94,7 +106,11 @@ def calls(watch: float | None, count: int | None, output: str) -> None:
 
 @sip.group()
 def users() -> None:
-    """Who may register and call through this server."""
+    """Who may register and call through this server.
+
+    \b
+    Example:  sudo dnatctl sip users list
+    """
 
 
 @users.command(name="add")
@@ -102,7 +118,11 @@ def users() -> None:
 @click.option("--password", help="By default a random one, which is printed.")
 @_output
 def add(name: str, password: str | None, output: str) -> None:
-    """Add a user, or give one a new password."""
+    """Add a user, or give one a new password.
+
+    \b
+    Example:  sudo dnatctl sip users add alice
+    """
     from dnat.sip import database
 
     server = _server()
@@ -120,7 +140,11 @@ def add(name: str, password: str | None, output: str) -> None:
 @users.command(name="list")
 @_output
 def list_(output: str) -> None:
-    """List the users."""
+    """List the users.
+
+    \b
+    Example:  sudo dnatctl sip users list -o json
+    """
     from dnat.sip import database
 
     server = _server()
@@ -132,7 +156,11 @@ def list_(output: str) -> None:
 @click.argument("name")
 @_output
 def remove(name: str, output: str) -> None:
-    """Remove a user; a registration ends when it expires."""
+    """Remove a user; a registration ends when it expires.
+
+    \b
+    Example:  sudo dnatctl sip users remove alice
+    """
     from dnat.sip import database
 
     if not database.remove_user(Path(_server()["users"]), name):

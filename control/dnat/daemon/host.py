@@ -15,6 +15,7 @@ from dnat.daemon.announcer import Announcer
 from dnat.daemon.changes import keep_repaired
 from dnat.daemon.credentials import load_credentials
 from dnat.daemon.ephemeral import EphemeralKeeper
+from dnat.daemon.guests import GuestKeeper, Ports
 from dnat.daemon.leasing import Leasing, pause_after
 from dnat.daemon.losses import Losses
 from dnat.daemon.mapper import Mapper
@@ -60,6 +61,7 @@ class HostRole:
         self.announcer = Announcer()
         self.losses = Losses(self._translated_to)
         self.announcer.listeners.append(self.losses.heard)
+        self.guests = GuestKeeper(settings)
         self.host_id: bytes
         """Who this host is to the server."""
         self._server_found_by: str
@@ -158,7 +160,8 @@ class HostRole:
         """What this host has, in one line."""
         parts = [f"{lease.purpose.label} {lease.ports}" for lease in self._leasing.leases]
         found = " (named by DHCP)" if self._server_found_by == "dhcp" else ""
-        return f"{self.external} ports {', '.join(sorted(parts))} leased from {self._leasing.server}{found}"
+        guests = ", for containers, too" if self.guests.translated else ""
+        return f"{self.external} ports {', '.join(sorted(parts))} leased from {self._leasing.server}{found}{guests}"
 
     async def request(self, want: Want) -> dict[str, Any]:
         """Lease explicit ports for a program; returns when the data plane carries them. Raises PeerError."""
@@ -317,7 +320,10 @@ class HostRole:
                         "closed %d sockets of programs that spoke from ports of %s no longer ours", closed, address
                     )
             self._applied = leases
-            changes = await self._privileged.run(self._ensure, ephemeral) if ephemeral else []
+            changes: list[str] = []
+            if ephemeral:
+                mapped = [each.local_port for each in mappings]
+                changes = await self._privileged.run(self._ensure, ephemeral, native, mapped)
             # Some may have been lost again meanwhile, or renamed.
             carried = {(lease.address, lease.ports, lease.protocol) for lease in leases}
             now = [each for each in self._leasing.leases if (each.address, each.ports, each.protocol) in carried]
@@ -340,7 +346,7 @@ class HostRole:
             gone.setdefault(lease.address, []).extend(native + bound)
         return gone
 
-    def _ensure(self, ephemeral: Lease) -> list[str]:
+    def _ensure(self, ephemeral: Lease, native: Sequence[Ports], mapped: Sequence[int]) -> list[str]:
         """Attach the programs, then let the host speak with the external address. Runs in a thread."""
         journal, uplink = self._privileged.journal, self._uplink
         self._plane.configure(ephemeral.address, uplink.index, uplink.gateway, self._policy())
@@ -353,9 +359,8 @@ class HostRole:
         for hook in hooks:
             changes += attachments.ensure_attached(journal, self._pins, *hook)
         loader.forget_other_versions(self._pins)
-        return changes + ensure_host_network(
-            journal, uplink.interface, ephemeral.address, uplink.gateway, ephemeral.ports
-        )
+        changes += ensure_host_network(journal, uplink.interface, ephemeral.address, uplink.gateway, ephemeral.ports)
+        return changes + self.guests.ensure(journal, uplink.interface, ephemeral.address, native, mapped)
 
     def _policy(self) -> Policy:
         settings, timers = self._settings, self._settings.timers

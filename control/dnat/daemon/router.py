@@ -26,8 +26,8 @@ from dnat.leases.records import Change, DropLease, LeaseRecord, PutLease
 from dnat.store import PublishedPool
 from dnat.store.base import many_records
 from dnat.system import links
-from dnat.system.nft import SharedAddress
 from dnat.system.router import ensure_router_network
+from dnat.system.router_rules import SharedAddress
 from dnat.types import Owner, PortRange, Protocol
 
 if TYPE_CHECKING:

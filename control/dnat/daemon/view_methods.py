@@ -100,6 +100,7 @@ class ViewMethods:
             if server is None:
                 document["leases"] += host.describe_leases()
             document["bindings"] += host.describe_bindings()
+            document["containers"] = host.guests.describe()
             document["lost"] += host.losses.describe()
             document["pap"]["agent"] = host.pap_counters
             document["counters"] |= host.counters

@@ -53,16 +53,21 @@ def firewalls(patient: Patient) -> Iterator[Finding]:
 
 
 def containers(patient: Patient) -> Iterator[Finding]:
-    """Containers behind a bridge of this host are masqueraded by their runtime, and then by the router."""
-    names = sorted(_running() & {"dockerd", "containerd", "podman", "libvirtd", "virtqemud"})
-    if names and patient.is_host:
-        yield Finding(
-            "containers",
-            "ok",
-            f"{', '.join(names)}: their containers leave by the router's masquerading",
-        )
+    """How the traffic of containers and virtual machines behind a bridge of this host leaves."""
+    names = ", ".join(sorted(_running() & {"dockerd", "containerd", "podman", "libvirtd", "virtqemud"}))
+    shown = (patient.shown or {}).get("containers")
+    if shown and shown["masquerader"]:
+        chain = f" (masqueraded by {shown['masquerader']})"
+        if shown["translated"]:
+            ports = f"{shown['first']}-{shown['last']}"
+            yield Finding("containers", "ok", f"they speak from leased ports, by local ports {ports}{chain}")
+        elif patient.config.host.translate_containers:
+            advice = "journalctl -u dnat, or the log; until then the router masquerades them"
+            yield Finding("containers", "warn", f"not translated{chain}: {shown['reason']}", advice)
+        else:
+            yield Finding("containers", "ok", f"they leave by the router's masquerading{chain}: {shown['reason']}")
     elif names:
-        yield Finding("containers", "ok", ", ".join(names))
+        yield Finding("containers", "ok", names)
 
 
 def managers(_: Patient) -> Iterator[Finding]:

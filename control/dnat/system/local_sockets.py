@@ -37,6 +37,11 @@ def count() -> int:
     return total
 
 
+def ports() -> set[int]:
+    """Every port that a socket has."""
+    return {port for port, _ in _ports(_UDP) + _ports(_TCP)}
+
+
 def usage(ranges: Iterable[PortRange]) -> dict[PortRange, Usage]:
     """What is in use of each range."""
     udp, tcp = _ports(_UDP), _ports(_TCP)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dnat.errors import UsageError
-from dnat.system import links, local_ports, nft, routes, rtnetlink, sysctl
+from dnat.system import links, local_ports, nft, router_rules, routes, rtnetlink, sysctl
 from dnat.system.journal import Journal
-from dnat.system.nft import SharedAddress
+from dnat.system.router_rules import SharedAddress
 from dnat.types import PortRange
 
 
@@ -28,7 +28,8 @@ def ensure_router_network(
     _check_ports(shared, own_ports)
     lan_mtu = links.interface(lan).mtu
     wan_addresses = [a.ip for a in links.interface(wan).addresses]
-    changes = nft.ensure_table(journal, nft.router_table(lan, wan, shared, wan_addresses, own_ports))
+    wanted = router_rules.router_table(lan, wan, shared, wan_addresses, own_ports)
+    changes = nft.ensure_journalled(journal, router_rules.TABLE, wanted)
     if own_ports and any(one.own for one in shared):
         changes += local_ports.ensure(journal, own_ports)
         changes += sysctl.ensure_own_source_accepted(journal, lan)

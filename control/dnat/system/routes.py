@@ -11,7 +11,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 from typing import Any
 
 from dnat.errors import PlatformError
@@ -85,15 +85,15 @@ class Route:
 
     @property
     def mtu(self) -> int | None:
-        value = dict(_unpack_attributes(self._get(_METRICS) or b"")).get(_METRIC_MTU)
+        value = dict(rtnetlink.unpack_attributes(self._get(_METRICS) or b"")).get(_METRIC_MTU)
         return int.from_bytes(value, sys.byteorder) if value else None
 
     def with_mtu(self, mtu: int) -> Route:
         """The same route with another MTU metric."""
-        metrics = dict(_unpack_attributes(self._get(_METRICS) or b""))
+        metrics = dict(rtnetlink.unpack_attributes(self._get(_METRICS) or b""))
         metrics[_METRIC_MTU] = struct.pack("=I", mtu)
         others = tuple((kind, value) for kind, value in self.attributes if kind != _METRICS)
-        return replace(self, attributes=(*others, (_METRICS, _pack_attributes(metrics.items()))))
+        return replace(self, attributes=(*others, (_METRICS, rtnetlink.pack_attributes(metrics.items()))))
 
     def restorable(self) -> Route:
         """Without the state flags and duplicates that a dump shows and the kernel refuses in a new route."""
@@ -122,12 +122,12 @@ class Route:
             self.type,
             self.flags,
         )
-        return header + _pack_attributes(self.attributes)
+        return header + rtnetlink.pack_attributes(self.attributes)
 
     @classmethod
     def unpack(cls, body: bytes) -> Route:
         _, length, _, tos, _, protocol, scope, kind, flags = _HEADER.unpack_from(body)
-        return cls(length, tos, protocol, scope, kind, flags, tuple(_unpack_attributes(body[_HEADER.size :])))
+        return cls(length, tos, protocol, scope, kind, flags, tuple(rtnetlink.unpack_attributes(body[_HEADER.size :])))
 
     def _get(self, kind: int) -> bytes | None:
         return next((value for k, value in self.attributes if k == kind), None)
@@ -140,7 +140,7 @@ class Route:
         data = self._get(_MULTIPATH) or b""
         for offset, length in _hop_extents(data):
             index = struct.unpack_from("=I", data, offset + 4)
-            yield {_OIF: index, **dict(_unpack_attributes(data[offset + 8 : offset + length]))}
+            yield {_OIF: index, **dict(rtnetlink.unpack_attributes(data[offset + 8 : offset + length]))}
 
 
 def default(gateway: IPv4Address, interface: int, source: IPv4Address, like: Route | None) -> Route:
@@ -179,6 +179,12 @@ def defaults(rtnl: Any) -> list[Route]:
     """The default routes of the main table, best first."""
     found = [r for r in dump(rtnl, MAIN_TABLE) if r.destination == _ANYWHERE and r.type == _TYPE_UNICAST and r.tos == 0]
     return sorted(found, key=lambda route: route.metric)
+
+
+def beside_default(rtnl: Any, interface: int) -> list[IPv4Network]:
+    """What is reached by this interface on other ways than the default route: networks of which none holds another."""
+    found = [r for r in dump(rtnl, MAIN_TABLE) if r.type == _TYPE_UNICAST and r.interface == interface]
+    return list(collapse_addresses(r.destination for r in found if r.destination != _ANYWHERE))
 
 
 def ensure_front(journal: Journal, rtnl: Any, wanted: Route) -> list[str]:
@@ -298,23 +304,6 @@ def _same(one: Route, other: Route) -> bool:
 def _body(message: Any) -> bytes:
     start = message.offset
     return bytes(message.data[start + rtnetlink.HEADER.size : start + message.length])
-
-
-def _unpack_attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    offset = 0
-    while offset + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, offset)
-        if length < 4:
-            return
-        yield kind & 0x3FFF, data[offset + 4 : offset + length]
-        offset += (length + 3) & ~3
-
-
-def _pack_attributes(attributes: Any) -> bytes:
-    packed = b""
-    for kind, value in attributes:
-        packed += struct.pack("=HH", len(value) + 4, kind) + value + bytes(-len(value) % 4)
-    return packed
 
 
 def _hop_extents(data: bytes) -> Iterator[tuple[int, int]]:

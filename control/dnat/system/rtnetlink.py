@@ -8,7 +8,7 @@ import contextlib
 import os
 import socket as sockets
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from dnat.errors import PlatformError
@@ -16,8 +16,10 @@ from dnat.errors import PlatformError
 HEADER = struct.Struct("=IHHII")
 """struct nlmsghdr: length, type, flags, sequence number, port."""
 
-_REQUEST_WITH_ACK = 0x1 | 0x4
+_REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
+_ERROR, _DONE = 2, 3
 _ANSWER_SIZE = 4096
+_DUMP_SIZE = 1 << 16
 
 
 @contextlib.contextmanager
@@ -27,12 +29,20 @@ def socket(purpose: str) -> Iterator[Any]:
     ``purpose`` completes the sentence "cannot …" of the PlatformError that a refusal of the kernel becomes.
     Errors that the caller expects must be caught inside (see ``expect``).
     """
-    from dnat.system.netlink import IPRoute, NetlinkError
+    from dnat.system.netlink import IPRoute
+
+    # No multicast groups: what others change meanwhile is no answer to our questions.
+    with refusals(purpose), IPRoute(groups=0, strict_check=True) as rtnl:
+        yield rtnl
+
+
+@contextlib.contextmanager
+def refusals(purpose: str) -> Iterator[None]:
+    """What the kernel refuses inside becomes a PlatformError, as of `socket`."""
+    from dnat.system.netlink import NetlinkError
 
     try:
-        # No multicast groups: what others change meanwhile is no answer to our questions.
-        with IPRoute(groups=0, strict_check=True) as rtnl:
-            yield rtnl
+        yield
     except NetlinkError as error:
         raise PlatformError(f"cannot {purpose}: {os.strerror(error.code)}") from error
 
@@ -58,7 +68,48 @@ def request(message_type: int, body: bytes, flags: int, family: int = sockets.NE
 
     with sockets.socket(sockets.AF_NETLINK, sockets.SOCK_RAW, family) as channel:
         channel.bind((0, 0))
-        channel.send(HEADER.pack(HEADER.size + len(body), message_type, _REQUEST_WITH_ACK | flags, 1, 0) + body)
+        channel.send(HEADER.pack(HEADER.size + len(body), message_type, _REQUEST | _ACK | flags, 1, 0) + body)
         (code,) = struct.unpack_from("=i", channel.recv(_ANSWER_SIZE), HEADER.size)
     if code != 0:
         raise NetlinkError(-code)
+
+
+def dump(message_type: int, body: bytes, family: int) -> Iterator[bytes]:
+    """Ask for everything of a kind: the body of each message of the answer. For what pyroute2 takes very long to read.
+
+    Raises NetlinkError as `request` does.
+    """
+    from dnat.system.netlink import NetlinkError
+
+    with sockets.socket(sockets.AF_NETLINK, sockets.SOCK_RAW, family) as channel:
+        channel.bind((0, 0))
+        channel.send(HEADER.pack(HEADER.size + len(body), message_type, _REQUEST | _DUMP, 1, 0) + body)
+        while True:
+            answer, offset = channel.recv(_DUMP_SIZE), 0
+            while offset < len(answer):
+                length, kind, *_ = HEADER.unpack_from(answer, offset)
+                if kind == _DONE:
+                    return
+                if kind == _ERROR:
+                    raise NetlinkError(-struct.unpack_from("=i", answer, offset + HEADER.size)[0])
+                yield answer[offset + HEADER.size : offset + length]
+                offset += (length + 3) & ~3
+
+
+def unpack_attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Type and value of each attribute (struct nlattr, struct rtattr), up to what is damaged."""
+    offset = 0
+    while offset + 4 <= len(data):
+        length, kind = struct.unpack_from("=HH", data, offset)
+        if length < 4:
+            return
+        yield kind & 0x3FFF, data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+
+
+def pack_attributes(attributes: Iterable[tuple[int, bytes]]) -> bytes:
+    """The way back."""
+    packed = b""
+    for kind, value in attributes:
+        packed += struct.pack("=HH", len(value) + 4, kind) + value + bytes(-len(value) % 4)
+    return packed

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dnat.errors import PlatformError
-from dnat.system import host, nft, routes, sysctl
+from dnat.system import guests, host, nft, routes, sysctl
 from dnat.system.journal import Entry, Handler
 from dnat.system.paths import RUN_DIRECTORY
 
@@ -36,5 +36,6 @@ HANDLERS: Mapping[str, Handler] = {
     routes.KIND: routes.undo,
     routes.LOCAL_KIND: routes.undo_local,
     nft.KIND: nft.undo,
+    guests.KIND: guests.undo,
     PATH_KIND: undo_path,
 }

@@ -1,0 +1,246 @@
+"""Traffic of containers and virtual machines on a host: it leaves with the shared address, as that of programs does.
+
+Whoever runs them (Docker, Podman, libvirt) masquerades what it forwards for them into the host's LAN address. A chain
+of ours stands before that, and translates the source to the shared address and a port that is nobody's own; the data
+plane takes it from there, as if a program of the host had sent it. Without such a neighbour there is no table: one that
+translates has the kernel follow every flow of the machine (conntrack), which hosts otherwise need not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from dnat.system import flows, links, nft, routes, rtnetlink, sysctl
+from dnat.system.journal import Entry, Journal
+from dnat.system.nft_json import (
+    AFTER_SRCNAT,
+    DSTNAT,
+    FILTER,
+    MANGLE,
+    OWN_PREFIX,
+    PRIVATE_NETWORKS,
+    RAW,
+    SHARED_SPACE,
+    SRCNAT,
+    WITH_PORTS,
+    Json,
+    Table,
+    any_of,
+    equal,
+    meta,
+    payload,
+    prefix,
+    span,
+    unequal,
+)
+from dnat.types import PortRange, Protocol
+
+KIND = "translation of guests"
+SUBJECT = "translation of containers and virtual machines"
+TABLE = Table("dnat-host")
+
+MULTICAST_AND_BEYOND = IPv4Network("224.0.0.0/3")
+STAND_IN = "192.0.0.8"
+"""For the external address, within this machine: the dummy address of RFC 7600, which is nobody's destination."""
+
+_CONF = Path("/proc/sys/net/ipv4/conf")
+_LEGACY_TABLES = Path("/proc/thread-self/net/ip_tables_names")
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """What guests' packets become."""
+
+    lan: str
+    """The interface by which they leave."""
+    external: IPv4Address
+    ports: PortRange
+    """Local ports, none of them native: the data plane has to translate them."""
+    native: Mapping[Protocol, Sequence[PortRange]]
+    """Ports of TCP and UDP that are this host's own, in order and with gaps between them; all others of the external
+    address may be another host's.
+    """
+
+
+def guest_table(translation: Translation, elsewhere: Sequence[IPv4Network]) -> list[Json]:
+    """Chains and rules for `nft.ensure_table`. What goes to ``elsewhere`` is left to others."""
+    lan, external, ports = translation.lan, str(translation.external), span(translation.ports)
+    leaving = equal(meta("oifname"), lan)
+    forwarded = (
+        leaving,
+        unequal(meta("iifname"), lan),
+        # What this machine sends itself came by no interface, which nft takes for one of another name.
+        unequal({"fib": {"result": "type", "flags": ["saddr"]}}, "local"),
+        _PRIVATE,
+    )
+    ported = equal(meta("l4proto"), any_of(WITH_PORTS))
+    arriving = (
+        equal(meta("iifname"), lan),
+        equal(payload("ip", "daddr"), external),
+        _TCP_OR_UDP,
+        equal(payload("th", "dport"), ports),
+    )
+    outside = unequal(payload("ip", "daddr"), STAND_IN)
+    share = max(1, len(translation.ports) // 4)
+    is_new = _has(_ct("state"), "new")
+    return [
+        # Whoever comes first translates: the others' chains have SRCNAT.
+        TABLE.chain("guests", "nat", "postrouting", SRCNAT - 1),
+        TABLE.chain("answers", "filter", "input", FILTER),
+        *(TABLE.rule("guests", "not by the default route", leaving, _to(each), _ACCEPT) for each in elsewhere),
+        # Closed connections keep their ports for two minutes (nf_conntrack_tcp_timeout_time_wait): so many take three
+        # quarters of them, and a destination that is asked more often is left to others for the rest. They cannot do
+        # that for hosts behind the same address.
+        TABLE.memory("asked", ("ipv4_addr", "inet_proto", "inet_service"), seconds=120),
+        TABLE.rule(
+            "guests", "too often for our ports", *forwarded, _TCP_OR_UDP, outside, _more_than(share, "asked"), _ACCEPT
+        ),
+        TABLE.rule(
+            "guests", "as programs of the host", *forwarded, ported, {"snat": {"addr": external, "port": ports}}
+        ),
+        TABLE.rule("answers", "not to programs of the host", *arriving, is_new, {"counter": None}, {"drop": None}),
+        *_hairpin(translation, arriving),
+    ]
+
+
+def _hairpin(translation: Translation, arriving: Sequence[Json]) -> list[Json]:
+    """Between a guest and another host behind the external address.
+
+    To this machine the address is its own, so a packet to it would not leave. It goes to a stand-in, and gets its
+    destination back behind routes and conntrack; the answer takes the same way back. So do answers of a guest that
+    another host has asked at a published port; conntrack knows that one by the external address.
+    """
+    lan, external = translation.lan, str(translation.external)
+    published = (equal(_ct("direction"), "reply"), _has(_ct("status"), "dnat"))
+    rules = []
+    for protocol, native in translation.native.items():
+        to_another = (
+            unequal(meta("iifname"), lan),
+            _PRIVATE,
+            equal(payload("ip", "daddr"), external),
+            unequal(payload(protocol.label, "dport"), any_of([span(each) for each in native])),
+        )
+        rules += [
+            TABLE.rule("answers-to-hosts", "of what is published", *published, *to_another, _set("daddr", STAND_IN)),
+            TABLE.rule("to-hosts", "a port that is not our own", *to_another, {"dnat": {"addr": STAND_IN}}),
+        ]
+    return [
+        TABLE.chain("answers-of-hosts", "filter", "prerouting", RAW),
+        TABLE.chain("answers-to-hosts", "filter", "prerouting", MANGLE),
+        # What others publish here, leased or not, is theirs: their chains have DSTNAT.
+        TABLE.chain("to-hosts", "nat", "prerouting", DSTNAT + 1),
+        TABLE.chain("to-hosts-leaving", "filter", "postrouting", AFTER_SRCNAT),
+        *rules,
+        TABLE.rule(
+            "to-hosts-leaving",
+            "its destination again",
+            equal(meta("oifname"), lan),
+            equal(payload("ip", "daddr"), STAND_IN),
+            _set("daddr", external),
+        ),
+        TABLE.rule(
+            "answers-of-hosts",
+            "to guests",
+            *arriving,
+            equal(payload("ip", "saddr"), external),
+            _set("saddr", STAND_IN),
+        ),
+    ]
+
+
+_ACCEPT: Json = {"accept": None}
+_TCP_OR_UDP = equal(meta("l4proto"), any_of(("tcp", "udp")))
+_PRIVATE = equal(payload("ip", "saddr"), any_of([prefix(each) for each in (*PRIVATE_NETWORKS, SHARED_SPACE)]))
+
+
+def _to(network: IPv4Network) -> Json:
+    return equal(payload("ip", "daddr"), prefix(network))
+
+
+def _ct(key: str) -> Json:
+    return {"ct": {"key": key}}
+
+
+def _has(flags: Json, flag: str) -> Json:
+    return {"match": {"op": "in", "left": flags, "right": flag}}
+
+
+def _more_than(flows: int, memory: str) -> Json:
+    """Whether a destination gets more new flows than so many, and as many in each minute after."""
+    destination = {"concat": [payload("ip", "daddr"), meta("l4proto"), payload("th", "dport")]}
+    limit = {"limit": {"rate": flows, "burst": flows, "per": "minute", "inv": True}}
+    return {"set": {"op": "update", "elem": destination, "set": f"@{memory}", "stmt": [limit]}}
+
+
+def _set(field: str, address: str) -> Json:
+    return {"mangle": {"key": payload("ip", field), "value": address}}
+
+
+def masquerader() -> str | None:
+    """Who else translates the sources of what this machine forwards, as a person finds it; None: nobody.
+
+    Raises PlatformError.
+    """
+    if not any(sysctl.read(f"net/ipv4/conf/{each.name}/forwarding") == "1" for each in _CONF.iterdir()):
+        return None
+    try:
+        if "nat" in _LEGACY_TABLES.read_text(encoding="ascii").split():
+            return "iptables-legacy -t nat"
+    except FileNotFoundError:
+        pass
+    for chain in nft.base_chains():
+        foreign = not chain["table"].startswith(OWN_PREFIX) and chain["family"] in ("ip", "inet")
+        if foreign and (chain["type"], chain["hook"]) == ("nat", "postrouting"):
+            return f"nft {chain['family']} {chain['table']} {chain['name']}"
+    return None
+
+
+def ports_in_use(journal: Journal, external: IPv4Address) -> PortRange | None:
+    """Those that guests speak from now; None: they are not translated to this address."""
+    entry = journal.find(KIND, SUBJECT)
+    if entry is None or str(external) not in entry.facts["addresses"]:
+        return None
+    return PortRange.parse(entry.facts["ports"])
+
+
+def ensure(journal: Journal, translation: Translation) -> list[str]:
+    """Translate so, and end the flows that were translated otherwise before.
+
+    Compares and repairs; returns what was changed, in words. Raises PlatformError.
+    """
+    external, ports = str(translation.external), str(translation.ports)
+    lan = links.interface(translation.lan)
+    with rtnetlink.socket("read the networks beside the default route") as rtnl:
+        elsewhere = routes.beside_default(rtnl, lan.index)
+    entry = journal.find(KIND, SUBJECT)
+    facts = entry.facts if entry else {"addresses": [external], "ports": ports}
+    settled = facts == {"addresses": [external], "ports": ports}
+    if entry is None or not settled:
+        addresses = list(dict.fromkeys([*facts["addresses"], external]))
+        journal.renew(KIND, SUBJECT, addresses=addresses, ports=facts["ports"])
+    changes = nft.ensure_table(TABLE, guest_table(translation, [*elsewhere, MULTICAST_AND_BEYOND]))
+    if not settled:
+        for address in facts["addresses"]:
+            flows.end(IPv4Address(address), keep=translation.ports if address == external else None)
+        journal.renew(KIND, SUBJECT, addresses=[external], ports=ports)
+    return changes
+
+
+def remove(journal: Journal) -> list[str]:
+    """Leave guests to others again; returns what was changed, in words. Raises PlatformError."""
+    entry = journal.find(KIND, SUBJECT)
+    if entry is None:
+        return []
+    undo(entry)
+    journal.forget(KIND, SUBJECT)
+    return [f"removed the {TABLE}"]
+
+
+def undo(entry: Entry) -> None:
+    """Handler of journal entries of this kind."""
+    nft.remove_table(TABLE)
+    for address in entry.facts["addresses"]:
+        flows.end(IPv4Address(address), keep=None)
