@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from machine import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 CACHE = Path(os.environ.get("DNAT_TEST_CACHE", "/var/tmp/dnat-test-root"))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dnat.system import netns
 
+REPOSITORY = Path(__file__).parents[2]
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 
 INIT = """

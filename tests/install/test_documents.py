@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from conftest import REPOSITORY
+from machine import REPOSITORY
 
 PROGRAM = REPOSITORY / "packaging/documents.py"
 

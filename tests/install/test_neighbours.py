@@ -16,10 +16,9 @@ from pathlib import Path
 import neighbours
 import pytest
 from inside import differences, ip, run, snapshot
-from machine import Machine
+from machine import REPOSITORY, Machine
 from nodes import Lab, eventually
 
-from conftest import REPOSITORY
 from dnat.lab import builder, control
 from dnat.lab.topology import Topology
 from dnat.system import netns

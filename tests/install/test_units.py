@@ -8,8 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
-from conftest import REPOSITORY
+from machine import REPOSITORY
 
 EXPOSURE = 3.3
 """The most that `systemd-analyze security` may say: 10 is a program without any fence."""

@@ -8,8 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
-from conftest import REPOSITORY
+from machine import REPOSITORY
 
 
 @pytest.fixture(scope="module")
