@@ -2,8 +2,8 @@
  *
  * Always by a helper, never in place: before a program that writes in place the kernel unshares each packet
  * (bpf_unclone_prologue), also those that it does not write into, and TCP sends nothing but clones. Ordinary
- * packets take one helper, for port and checksum together. What has a checksum that the device may yet have
- * to complete (CHECKSUM_PARTIAL), or is not ordinary, takes another one, which knows what the field means.
+ * packets take one helper, for port and checksum together; so do those whose checksum the device has yet to
+ * complete (CHECKSUM_PARTIAL). What is not ordinary takes two, which know what a checksum field means.
  */
 #pragma once
 
@@ -68,6 +68,28 @@ static __always_inline __be16 adjust_udp_checksum(__be16 checksum, __be16 from, 
 	return checksum ? checksum : 0xffff;
 }
 
+/* The same for a packet whose checksum seems to be only begun; false: it is whole, and nothing is written.
+ *
+ * Such a checksum says nothing about ports, but only the kernel knows whether it is one. There, and only
+ * there, BPF_F_PSEUDO_HDR has the helper replace a word in a sum that is not complemented, and a port is such
+ * a sum: of itself. In a packet with a whole checksum anything but ``to`` comes of it, to be undone.
+ */
+static __always_inline bool rewrite_begun(struct __sk_buff *skb, __u64 l4, enum which_port which, __be16 from,
+					  __be16 to)
+{
+	__u64 offset = l4 + (which == SOURCE_PORT ? 0 : 2);
+	__u64 flags = sizeof(to) | BPF_F_PSEUDO_HDR;
+	__be16 *port;
+
+	if (bpf_l4_csum_replace(skb, offset, from, to, flags))
+		return false;
+	port = packet_start(skb) + offset;
+	if ((void *)(port + 1) <= packet_end(skb) && *port == to)
+		return true;
+	bpf_l4_csum_replace(skb, offset, to, from, flags);
+	return false;
+}
+
 /* The same at once; false: not a packet for that, and nothing is written. */
 static __always_inline bool rewrite_at_once(struct __sk_buff *skb, const struct packet *packet,
 					    enum which_port which, __be16 from, __be16 to)
@@ -83,7 +105,7 @@ static __always_inline bool rewrite_at_once(struct __sk_buff *skb, const struct 
 	if (packet->ip_protocol == IPPROTO_UDP && start + sizeof(udp) <= end) {
 		udp = *(struct udphdr *)start;
 		if (is_begun(packet, IPPROTO_UDP, udp.check))
-			return false;
+			return rewrite_begun(skb, l4, which, from, to);
 		udp.check = adjust_udp_checksum(udp.check, from, to);
 		*(which == SOURCE_PORT ? &udp.source : &udp.dest) = to;
 		return bpf_skb_store_bytes(skb, l4, &udp, sizeof(udp), 0) == 0;
@@ -91,7 +113,7 @@ static __always_inline bool rewrite_at_once(struct __sk_buff *skb, const struct 
 	if (packet->ip_protocol == IPPROTO_TCP && start + sizeof(tcp) <= end) {
 		tcp = *(struct tcphdr *)start;
 		if (is_begun(packet, IPPROTO_TCP, tcp.check))
-			return false;
+			return rewrite_begun(skb, l4, which, from, to);
 		tcp.check = adjust_checksum(tcp.check, from, to);
 		*(which == SOURCE_PORT ? &tcp.source : &tcp.dest) = to;
 		return bpf_skb_store_bytes(skb, l4, &tcp, sizeof(tcp), 0) == 0;
