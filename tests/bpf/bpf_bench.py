@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import Ether
@@ -26,6 +26,8 @@ from dnat.dataplane.host import HostPlane, Policy
 from dnat.dataplane.loader import program_pin
 from dnat.dataplane.router import RouterPlane
 from dnat.types import Owner, PortRange, Protocol
+
+T = TypeVar("T")
 
 PASS, DROP, REDIRECT = -1, 2, 7
 
@@ -197,6 +199,17 @@ class RouterBench(Bench):
         assert left[6:12] == (self.wan_mac if receiver == REMOTE else self.lan_mac), "the source is the interface"
         self.receivers.append(receiver)
         return packet[:12] + left[12:]
+
+    def with_one_left(self, budget: str, key: int, limit: int, act: Callable[[], T]) -> T:
+        """What comes of ``act`` when one event is left of ``limit`` a second, all of it within that second."""
+        for _ in range(10):
+            second = time.monotonic_ns() // 1_000_000_000
+            left = abi.OffenceBudget(second=second, used=limit - 1)
+            self.plane._maps[budget].put(struct.pack("=I", key), bytes(left))
+            result = act()
+            if time.monotonic_ns() // 1_000_000_000 == second:
+                return result
+        raise AssertionError("ten times a second ended in between")
 
     @contextmanager
     def without_stage(self, stage: abi.Stage) -> Iterator[None]:
