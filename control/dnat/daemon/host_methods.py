@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dnat.daemon.api import Method, SessionMethod
-from dnat.daemon.host import HostRole
-from dnat.daemon.programs import Programs
 from dnat.daemon.wishes import checked_port, explicit, named
 from dnat.errors import UsageError
 from dnat.types import PortRange, Protocol
+
+if TYPE_CHECKING:
+    from dnat.daemon.host import HostRole
+    from dnat.daemon.programs import Programs
 
 
 class HostMethods:

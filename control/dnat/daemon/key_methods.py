@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from dnat import key_file
 from dnat.daemon.api import Method
-from dnat.daemon.host import HostRole
 from dnat.errors import PeerError, UsageError
 from dnat.instance import Instance
 from dnat.pap.keyring import KeyRecord
 from dnat.pap.messages import Result
 
 if TYPE_CHECKING:
+    from dnat.daemon.host import HostRole
     from dnat.daemon.server import ServerRole
 
 

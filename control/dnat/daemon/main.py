@@ -24,12 +24,10 @@ from dnat.config import Config
 from dnat.daemon import wan_address
 from dnat.daemon.api import ApiServer
 from dnat.daemon.clock import SteadyClock
-from dnat.daemon.host import HostRole
 from dnat.daemon.host_methods import HostMethods
 from dnat.daemon.key_methods import KeyMethods
 from dnat.daemon.lease_methods import LeaseMethods
 from dnat.daemon.privileged import Privileged
-from dnat.daemon.programs import Programs
 from dnat.daemon.view_methods import Roles, ViewMethods, measure
 from dnat.dataplane import loader
 from dnat.errors import DnatError, PlatformError, error_kind
@@ -119,6 +117,9 @@ class Daemon:
         elif "router" in self._config.roles:
             await self._start_router()
         if "host" in self._config.roles:
+            from dnat.daemon.host import HostRole
+            from dnat.daemon.programs import Programs
+
             self._roles.host = host = HostRole(self._instance, self._config.host, self._privileged)
             self._roles.programs = Programs(self._config.api, self._instance.programs, host)
             await host.start()

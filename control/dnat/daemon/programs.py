@@ -17,7 +17,6 @@ import msgspec
 from dnat.config import ApiSettings
 from dnat.daemon import files
 from dnat.daemon.announcer import AddressChange, Change, LeaseChange, Renamed
-from dnat.daemon.host import HostRole
 from dnat.daemon.session import Session
 from dnat.daemon.wishes import describe_lease, explicit
 from dnat.errors import DnatError, PeerError, UsageError
@@ -25,6 +24,7 @@ from dnat.pap.limits import Buckets, Rate
 from dnat.types import Lease
 
 if TYPE_CHECKING:
+    from dnat.daemon.host import HostRole
     from dnat.daemon.metrics import Measured
 
 log = logging.getLogger(__name__)

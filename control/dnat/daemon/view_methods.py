@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from dnat import __version__
 from dnat.daemon.api import ApiServer
-from dnat.daemon.host import HostRole
-from dnat.daemon.programs import Programs
 from dnat.errors import UsageError
 
 if TYPE_CHECKING:
     from dnat.daemon.clustered import ClusteredRouter
+    from dnat.daemon.host import HostRole
     from dnat.daemon.metrics import Measured
+    from dnat.daemon.programs import Programs
     from dnat.daemon.router import RouterRole
     from dnat.daemon.server import ServerRole
     from dnat.daemon.sip import SipRole
