@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import ssl
 import subprocess
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+import grpc
 import pytest
 from etcd_cluster import EtcdCluster
 from servers import Host, serving
@@ -17,7 +19,7 @@ from waiting import eventually
 from dnat.leases.records import DropLease, PutLease
 from dnat.store import StoreConflict, StoreError
 from dnat.store.etcd import store as store_module
-from dnat.store.etcd.client import Cluster
+from dnat.store.etcd.client import PATIENCE_SECONDS, Cluster, EtcdClient
 from dnat.store.etcd.store import EtcdStore
 
 
@@ -162,3 +164,28 @@ def test_over_tls_with_a_certificate_of_its_own(tmp_path: Path, prefix: str) -> 
         asyncio.run(story())
     finally:
         etcd.kill()
+
+
+def test_a_watch_that_is_never_answered_is_given_up() -> None:
+    """As that which a member took just before it died, on the connection to the one that came in its place."""
+
+    async def silent(questions: AsyncIterator[bytes], _: object) -> AsyncIterator[bytes]:
+        async for _ in questions:
+            await asyncio.Event().wait()
+        yield b""
+
+    async def story() -> None:
+        server = grpc.aio.server()
+        watch = grpc.stream_stream_rpc_method_handler(silent)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("etcdserverpb.Watch", {"Watch": watch}),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        client = EtcdClient(Cluster((f"127.0.0.1:{port}",)))
+        try:
+            with pytest.raises(StoreError, match="ended the watch"):
+                await asyncio.wait_for(anext(client.watch(b"/dnat/", 1)), 10 * PATIENCE_SECONDS)
+        finally:
+            await client.close()
+            await server.stop(None)
+
+    asyncio.run(story())

@@ -153,15 +153,19 @@ class EtcdClient:
         call = rpc.WatchStub(channel).Watch(metadata=HEAD)
         try:
             create = rpc.WatchCreateRequest(key=prefix, range_end=end_of(prefix), start_revision=revision)
-            await call.write(rpc.WatchRequest(create_request=create))
-            while (answer := await call.read()) is not grpc.aio.EOF:
+            # A member that ends just then may leave the question unanswered for ever.
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await call.write(rpc.WatchRequest(create_request=create))
+                answer = await call.read()
+            while answer is not grpc.aio.EOF:
                 if answer.compact_revision:
                     raise Compacted(f"the cluster remembers nothing before revision {answer.compact_revision}")
                 if answer.canceled:
                     raise StoreError(f"etcd at {self._name()} ended the watch: {answer.cancel_reason}")
                 yield answer
+                answer = await call.read()
             raise StoreError(f"etcd at {self._name()} ended the watch")
-        except (rpc.AioRpcError, *_LEFT) as error:
+        except (rpc.AioRpcError, TimeoutError, *_LEFT) as error:
             _raise_if_cancelled(error)
             name = self._name()
             await self._leave(channel)
