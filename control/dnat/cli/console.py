@@ -6,11 +6,16 @@ import os
 import sys
 from typing import TYPE_CHECKING, TextIO
 
+import click
+
 if TYPE_CHECKING:
     from rich.console import Console
 
 PIPE_WIDTH = 200
 """Columns when the output is not a terminal."""
+
+output_option = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+"""For people, or for programs."""
 
 
 def coloured(stream: TextIO) -> bool:

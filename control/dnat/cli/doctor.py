@@ -7,14 +7,14 @@ import sys
 
 import click
 
-from dnat.cli.console import coloured
+from dnat.cli.console import coloured, output_option
 from dnat.instance import Instance
 
 _MARKS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "red")}
 
 
 @click.command()
-@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@output_option
 def doctor(output: str) -> None:
     """Examine this machine, and say what to do about each finding.
 

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from dnat.cli import words
+from dnat.cli.console import output_option
 from dnat.client import Client
 from dnat.errors import UsageError
 from dnat.instance import Instance
@@ -26,7 +27,7 @@ _ENDPOINT = re.compile(r"(?P<address>[0-9.]+):(?P<port>[0-9]{1,5})")
 @click.argument("endpoint", metavar="ADDRESS:PORT")
 @click.option("--at", "at", metavar="TIME", help="As 2026-11-22T10:00, local time unless it says +HH:MM or Z.  [now]")
 @click.option("--protocol", type=click.Choice(["tcp", "udp", "icmp"]), help="Only leases that cover this protocol.")
-@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@output_option
 def whois(endpoint: str, at: str | None, protocol: str | None, output: str) -> None:
     """Say which host held an external address and port at a time. (server)
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import click
 
+from dnat.cli.console import output_option
 from dnat.client import Client
 from dnat.errors import NotRunningError
 from dnat.instance import Instance
-
-_output = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 
 
 @click.group()
@@ -31,7 +30,7 @@ def key() -> None:
 @key.command()
 @click.argument("name")
 @click.option("--host-id", metavar="HEX", help="Bind the key to this host now, not to the first that uses it.")
-@_output
+@output_option
 def add(name: str, host_id: str | None, output: str) -> None:
     """Make a key called NAME and print it. (server)
 
@@ -70,7 +69,7 @@ def install(file: Any) -> None:
 
 
 @key.command("list")
-@_output
+@output_option
 def list_keys(output: str) -> None:
     """List the keys, never their secrets.
 

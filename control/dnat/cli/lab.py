@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from dnat.cli.console import output as console_output
+from dnat.cli.console import output_option
 from dnat.errors import UsageError
 
 _prefix = click.option(
@@ -105,7 +106,7 @@ def down(prefix: str) -> None:
 
 
 @lab.command()
-@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@output_option
 @_prefix
 def status(output: str, prefix: str) -> None:
     """Say what every node is doing. Exit code 1 when one of them is not up.

@@ -16,6 +16,7 @@ import click
 
 from dnat import config as configuration
 from dnat import errors, pid_file
+from dnat.cli.console import output_option
 from dnat.client import Client
 from dnat.errors import AlreadyUpError, DnatError, NotRunningError, PlatformError
 from dnat.instance import Instance
@@ -84,7 +85,7 @@ def down() -> None:
 
 
 @click.command()
-@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@output_option
 def status(output: str) -> None:
     """Say whether dnat is up here, and with which roles. Exit code 5 when it is not.
 

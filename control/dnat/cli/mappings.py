@@ -7,20 +7,20 @@ from typing import Any
 
 import click
 
+from dnat.cli.console import output_option
 from dnat.client import Client
 from dnat.instance import Instance
 
 _port = click.IntRange(1, 65535)
 _protocol = click.argument("protocol", type=click.Choice(["tcp", "udp"]))
 _local_port = click.argument("local_port", metavar="LOCAL_PORT", type=_port)
-_output = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 
 
 @click.command("map")
 @_protocol
 @_local_port
 @click.option("--port", type=_port, help="Port on the external address.  [any that is free]")
-@_output
+@output_option
 def map_(protocol: str, local_port: int, port: int | None, output: str) -> None:
     """Let the outside reach a program at LOCAL_PORT.
 
@@ -37,7 +37,7 @@ def map_(protocol: str, local_port: int, port: int | None, output: str) -> None:
 @click.command()
 @_protocol
 @_local_port
-@_output
+@output_option
 def unmap(protocol: str, local_port: int, output: str) -> None:
     """End what `dnatctl map` made.
 

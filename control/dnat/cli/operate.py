@@ -10,12 +10,11 @@ import click
 
 from dnat import config as configuration
 from dnat.cli import lifecycle, words
+from dnat.cli.console import output_option
 from dnat.client import Client
 from dnat.errors import DnatError, UsageError
 from dnat.instance import Instance
 from dnat.types import PortRange
-
-_output = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 
 
 @click.command()
@@ -25,7 +24,7 @@ _output = click.option("-o", "--output", type=click.Choice(["table", "json"]), d
 )
 @click.option("--all", "everything", is_flag=True, help="Every lease of every host.")
 @click.option("--reason", metavar="TEXT", help="Words for the hosts' logs.")
-@_output
+@output_option
 def invalidate(
     leases: tuple[str, ...], hosts: tuple[str, ...], everything: bool, reason: str | None, output: str
 ) -> None:
@@ -55,7 +54,7 @@ def invalidate(
 @click.command()
 @click.argument("addresses", nargs=-1, metavar="[ADDRESS...]")
 @click.option("--off", is_flag=True, help="Grant again as usual.")
-@_output
+@output_option
 def drain(addresses: tuple[str, ...], off: bool, output: str) -> None:
     """Prepare for maintenance. (server)
 
@@ -79,7 +78,7 @@ def drain(addresses: tuple[str, ...], off: bool, output: str) -> None:
 
 @click.command()
 @click.option("--config", "path", type=click.Path(path_type=Path), help="Configuration file.  [/etc/dnat/dnat.toml]")
-@_output
+@output_option
 def reload(path: Path | None, output: str) -> None:
     """Take up a changed configuration.
 

@@ -9,6 +9,7 @@ from typing import cast
 import click
 
 from dnat import probe
+from dnat.cli.console import output_option
 from dnat.errors import PlatformError, UsageError
 
 _SAYING = {
@@ -27,7 +28,7 @@ _SAYING = {
 @click.option("--timeout", type=click.FloatRange(0.05, 60), default=1.0, show_default=True, help="Seconds to wait.")
 @click.option("--listen", metavar="PORT", type=click.IntRange(1, 65535), help="Answer instead, on this leased port.")
 @click.option("--seconds", type=click.FloatRange(0.1), help="With --listen: stop after so long.")
-@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@output_option
 def ping(
     target: str | None,
     protocol: str,

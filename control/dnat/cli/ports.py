@@ -9,14 +9,12 @@ from typing import Any
 import click
 
 from dnat.cli import words
+from dnat.cli.console import output_option
 from dnat.cli.show import NEVER
 from dnat.client import Client
 from dnat.errors import UsageError
 from dnat.instance import Instance
 from dnat.types import Parity, PortRange, Protocol
-
-_output = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
-
 
 _OPTIONS = (
     click.option("--ports", "count", type=click.IntRange(1, 65535), help="How many consecutive ports.  [1]"),
@@ -45,7 +43,7 @@ def wished(count: int | None, specific: str | None, **others: Any) -> dict[str, 
 
 @click.command()
 @port_options
-@_output
+@output_option
 def request(output: str, **options: Any) -> None:
     """Lease ports for a program that binds them itself.
 
@@ -65,7 +63,7 @@ def request(output: str, **options: Any) -> None:
 
 @click.command()
 @click.argument("leases", nargs=-1, required=True, metavar="LEASE...")
-@_output
+@output_option
 def release(leases: tuple[str, ...], output: str) -> None:
     """Give leases back. LEASE is the identifier, a port in it, or its range, as `dnatctl show leases` prints them.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from dnat.cli.console import output_option
 from dnat.client import Client
 from dnat.errors import PlatformError, UsageError
 from dnat.instance import Instance
@@ -35,7 +36,7 @@ _NO_USER = re.compile(r"[\s/@:;<>]")
 @click.option("--audio-source", default="alsa,default", show_default=True, help="baresip's module,device.")
 @click.option("--audio-player", default="alsa,default", show_default=True, help="baresip's module,device.")
 @click.option("--http", "http_port", type=click.IntRange(1, 65535), help="Then serve the files at this port.")
-@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@output_option
 def provision(
     phone: str,
     user: str,

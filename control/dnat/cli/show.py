@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from dnat.cli.console import output as console_output
+from dnat.cli.console import output_option
 from dnat.cli.rows import select
 from dnat.client import Client
 from dnat.instance import Instance
@@ -22,7 +23,7 @@ _SECTIONS = ("leases", "bindings", "owners", "lost", "counters")
 
 @click.command()
 @click.argument("section", type=click.Choice(_SECTIONS), required=False)
-@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@output_option
 @click.option(
     "--filter", "filters", multiple=True, metavar="KEY=VALUE", help="Only rows like this; port=N: with port N."
 )

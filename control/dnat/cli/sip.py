@@ -12,11 +12,10 @@ from typing import Any
 import click
 
 from dnat.cli.console import output as console_output
+from dnat.cli.console import output_option
 from dnat.client import Client
 from dnat.errors import UsageError
 from dnat.instance import Instance
-
-_output = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 
 
 @click.group()
@@ -32,7 +31,7 @@ def sip() -> None:
 
 
 @sip.command()
-@_output
+@output_option
 def status(output: str) -> None:
     """Say whether the SIP server runs, and on which ports. Exit code 1 when it does not.
 
@@ -55,7 +54,7 @@ def status(output: str) -> None:
 
 
 @sip.command()
-@_output
+@output_option
 def registrations(output: str) -> None:
     """List where each user can be reached.
 
@@ -75,7 +74,7 @@ def registrations(output: str) -> None:
     "--watch", type=click.FloatRange(0.1, 3600), metavar="SECONDS", help="Show again and again, until Ctrl-C."
 )
 @click.option("--count", type=click.IntRange(1), help="With --watch: stop after so many times.")
-@_output
+@output_option
 def calls(watch: float | None, count: int | None, output: str) -> None:
     """List the calls that go through the proxy now. A redirect server sees none: they run directly.
 
@@ -116,7 +115,7 @@ def users() -> None:
 @users.command(name="add")
 @click.argument("name")
 @click.option("--password", help="By default a random one, which is printed.")
-@_output
+@output_option
 def add(name: str, password: str | None, output: str) -> None:
     """Add a user, or give one a new password.
 
@@ -138,7 +137,7 @@ def add(name: str, password: str | None, output: str) -> None:
 
 
 @users.command(name="list")
-@_output
+@output_option
 def list_(output: str) -> None:
     """List the users.
 
@@ -154,7 +153,7 @@ def list_(output: str) -> None:
 
 @users.command()
 @click.argument("name")
-@_output
+@output_option
 def remove(name: str, output: str) -> None:
     """Remove a user; a registration ends when it expires.
 
