@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inside import ip, run, snapshot
-from nodes import Lab, Machine
+from inside import ip, run
+from nodes import Lab, Machine, lab_that_is_up
 from small import Small
 
 import dnat
 from dnat.dataplane import loader
 from dnat.dataplane.bpf import Command, bpf, object_pin
 from dnat.dataplane.sources import SOURCES
-from dnat.lab import builder, control
 from dnat.lab.topology import Topology
 from dnat.system import netns
 from dnat.system.paths import BPF_DIRECTORY, RUN_DIRECTORY, STATE_DIRECTORY
@@ -78,14 +77,8 @@ def small(namespace: Callable[[str], str], tmp_path: Path) -> Small:
 
 
 def _lab(name: str, **options: Any) -> Iterator[Lab]:
-    topology = Topology(prefix=f"dt{os.getpid()}{name}", **options)
-    try:
-        builder.build(topology)
-        untouched = {node.name: snapshot(topology.namespace(node.name)) for node in topology.nodes}
-        control.up(topology, lambda _: None)
-        yield Lab(topology, untouched)
-    finally:
-        builder.destroy(topology.prefix)
+    with lab_that_is_up(Topology(prefix=f"dt{os.getpid()}{name}", **options)) as lab:
+        yield lab
 
 
 @pytest.fixture(scope="session")

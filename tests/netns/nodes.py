@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from inside import snapshot
 
 from dnat.client import Client
 from dnat.dataplane.host import HostPlane
@@ -202,6 +203,18 @@ class Lab:
         """What errors told of paths: otherwise senders go on to fragment accordingly."""
         for node in ("phone1", "ext"):
             self[node].run("ip", "route", "flush", "cache")
+
+
+@contextmanager
+def lab_that_is_up(topology: Topology) -> Iterator[Lab]:
+    """Every node that runs dnat does so, and it is known what all looked like before."""
+    try:
+        builder.build(topology)
+        untouched = {node.name: snapshot(topology.namespace(node.name)) for node in topology.nodes}
+        control.up(topology, lambda _: None)
+        yield Lab(topology, untouched)
+    finally:
+        builder.destroy(topology.prefix)
 
 
 @contextmanager

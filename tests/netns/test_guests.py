@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 import raw
-from inside import ip, run, snapshot
-from nodes import SILENCE, Lab, Machine, Node, eventually
+from inside import ip, run
+from nodes import SILENCE, Lab, Machine, Node, eventually, lab_that_is_up
 from scapy.layers.inet import ICMP
 
-from dnat.lab import builder, control
 from dnat.lab.topology import Topology
 from dnat.system import netns
 from dnat.types import PortRange
@@ -142,14 +141,8 @@ def neighbour(lab: Lab, name: str, bridge: str, network: str, rules: str) -> Ite
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    topology = Topology(prefix=f"dtg{os.getpid()}", phones=2)
-    try:
-        builder.build(topology)
-        untouched = {node.name: snapshot(topology.namespace(node.name)) for node in topology.nodes}
-        control.up(topology, lambda _: None)
-        yield Lab(topology, untouched)
-    finally:
-        builder.destroy(topology.prefix)
+    with lab_that_is_up(Topology(prefix=f"dtg{os.getpid()}", phones=2)) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
