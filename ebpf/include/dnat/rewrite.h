@@ -74,10 +74,10 @@ static __always_inline __be16 adjust_udp_checksum(__be16 checksum, __be16 from, 
  * there, BPF_F_PSEUDO_HDR has the helper replace a word in a sum that is not complemented, and a port is such
  * a sum: of itself. In a packet with a whole checksum anything but ``to`` comes of it, to be undone.
  */
-static __always_inline bool rewrite_begun(struct __sk_buff *skb, __u64 l4, enum which_port which, __be16 from,
-					  __be16 to)
+static __always_inline bool rewrite_begun(struct __sk_buff *skb, __u64 l4, __u8 protocol,
+					  enum which_port which, __be16 from, __be16 to)
 {
-	__u64 offset = l4 + (which == SOURCE_PORT ? 0 : 2);
+	__u64 offset = l4 + port_offset(protocol, which);
 	__u64 flags = sizeof(to) | BPF_F_PSEUDO_HDR;
 	__be16 *port;
 
@@ -105,7 +105,7 @@ static __always_inline bool rewrite_at_once(struct __sk_buff *skb, const struct 
 	if (packet->ip_protocol == IPPROTO_UDP && start + sizeof(udp) <= end) {
 		udp = *(struct udphdr *)start;
 		if (is_begun(packet, IPPROTO_UDP, udp.check))
-			return rewrite_begun(skb, l4, which, from, to);
+			return rewrite_begun(skb, l4, IPPROTO_UDP, which, from, to);
 		udp.check = adjust_udp_checksum(udp.check, from, to);
 		*(which == SOURCE_PORT ? &udp.source : &udp.dest) = to;
 		return bpf_skb_store_bytes(skb, l4, &udp, sizeof(udp), 0) == 0;
@@ -113,7 +113,7 @@ static __always_inline bool rewrite_at_once(struct __sk_buff *skb, const struct 
 	if (packet->ip_protocol == IPPROTO_TCP && start + sizeof(tcp) <= end) {
 		tcp = *(struct tcphdr *)start;
 		if (is_begun(packet, IPPROTO_TCP, tcp.check))
-			return rewrite_begun(skb, l4, which, from, to);
+			return rewrite_begun(skb, l4, IPPROTO_TCP, which, from, to);
 		tcp.check = adjust_checksum(tcp.check, from, to);
 		*(which == SOURCE_PORT ? &tcp.source : &tcp.dest) = to;
 		return bpf_skb_store_bytes(skb, l4, &tcp, sizeof(tcp), 0) == 0;
