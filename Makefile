@@ -40,6 +40,10 @@ demo-contrast: setup ## the same calls through masquerading, an ALG, a relay and
 	@$(PY) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore -e '.[bench]'
 	@PYTHONPATH=tests/bench $(PY) -m dnatcontrast
 
+# Daemons and packets share the processors with whatever else runs there. A test of theirs that fails is tried once
+# more and named at the end; a layer with more than three of them fails (tests/conftest.py).
+AGAIN := --reruns 1 -raR
+
 LAYERS := unit unit-compiled store bpf netns conformance load-short packaging
 
 test: setup lint ## every test layer (root)
@@ -52,26 +56,26 @@ unit-compiled: compiled ## the same of what is compiled: no root, a minute
 	@PYTHONPATH=$(CURDIR)/build/compiled DNAT_SOAK=0.1 $(PY) -m pytest tests/unit/leases tests/unit/pap
 
 store: setup ## lease stores on a real etcd of three members: no root, a minute
-	@$(PY) -m pytest tests/store
+	@$(PY) -m pytest $(AGAIN) tests/store
 
 bpf: setup ## packets through the programs in the kernel, by BPF_PROG_TEST_RUN (root)
 	@$(PY) -m pytest tests/bpf -n 2 --dist loadfile
 
 netns: setup ## real daemons and real traffic in network namespaces (root)
-	@$(PY) -m pytest tests/netns tests/lab -n 2 --dist loadfile
+	@$(PY) -m pytest $(AGAIN) tests/netns tests/lab -n 2 --dist loadfile
 
 vm-test: setup ## packets on kernels of several ages, the package on virtual machines (root, QEMU, 20 min emulated)
 	@$(PY) -m pytest tests/vm/test_kernels.py
 	@DNAT_LAB=qemu $(PY) -m pytest tests/lab
 
 vm-short: setup ## the two oldest kernels, fewer packet tests (root, QEMU, 3 min emulated)
-	@DNAT_VM_KERNELS="$${DNAT_VM_KERNELS:-5.10 6.1}" $(PY) -m pytest tests/vm/test_short.py
+	@DNAT_VM_KERNELS="$${DNAT_VM_KERNELS:-5.10 6.1}" $(PY) -m pytest $(AGAIN) tests/vm/test_short.py
 
 vagrant-test: setup ## the lab on Vagrant's machines: up, tests, destroyed (libvirt or VirtualBox)
 	@vagrant/test.sh
 
 conformance: setup ## every requirement of the NAT documents, on the wire; writes docs/conformance.md (root)
-	@$(PY) -m pytest tests/conformance
+	@$(PY) -m pytest $(AGAIN) tests/conformance
 
 bench: setup compiled ## measure beside other routers: tables, JSON and pictures in bench-output (root, 15 min)
 	@$(PY) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore -e '.[bench]'
@@ -85,7 +89,7 @@ load: setup ## 200 calls at once, 500 calls a second, and what a call costs the 
 	@PYTHONPATH=tests/load:tests/bench:tests/bpf:tests/netns $(PY) -m dnatload
 
 load-short: setup ## the same with few calls: none may fail (root, 40 s)
-	@$(PY) -m pytest tests/load
+	@$(PY) -m pytest $(AGAIN) tests/load
 
 soak: setup ## daemons killed SOAK_DEATHS times, longer histories of the protocol (root, half an hour)
 	@DNAT_SOAK=$(SOAK_HISTORIES) $(PY) -m pytest tests/unit/pap/test_model.py
@@ -96,7 +100,7 @@ fuzz: setup ## look for octets that no reader survives, FUZZ_SECONDS for each re
 	@tests/fuzz/fuzz.sh $(PY) $(FUZZ_SECONDS)
 
 packaging: setup ## wheel, systemd units, manual pages; beside NetworkManager, dhcpcd and Docker (root)
-	@$(PY) -m pytest tests/install --ignore tests/install/test_clean_root.py -n 2 --dist loadfile
+	@$(PY) -m pytest $(AGAIN) tests/install --ignore tests/install/test_clean_root.py -n 2 --dist loadfile
 
 install-test: setup ## the Debian package on clean Debian roots (root, a few minutes)
 	@$(PY) -m pytest tests/install/test_clean_root.py

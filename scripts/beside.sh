@@ -13,7 +13,7 @@ log=$(mktemp)
 # A session of its own, so that all of it can be ended.
 setsid nice -n 10 "${make[@]}" "$beside" > "$log" 2>&1 < /dev/null &
 running=$!
-trap '[ -z "$running" ] || kill -- "-$running" || true; rm -f "$log"' EXIT
+trap '[ -z "$running" ] || kill -- "-$running" 2> /dev/null || true; rm -f "$log"' EXIT
 for target in "$@"; do
     "${make[@]}" "$target"
 done

@@ -1,4 +1,7 @@
-"""A missing capability skips a test on a laptop, and says why; in CI a skipped test is a failed run."""
+"""What holds for all tests.
+
+A missing capability skips a test on a laptop, and says why; in CI a skipped test is a failed run.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,19 @@ settings.load_profile("dnat")
 # Whoever starts tests in the background may have SIGINT ignored, and so would every program that they interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+MOST_TRIED_AGAIN = 3
+"""Tests of one run that may pass at the second try only."""
+
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if os.environ.get("CI") and exitstatus == 0 and reporter is not None and reporter.stats.get("skipped"):
-        reporter.write_line("a test was skipped: in CI that is a failure", red=True)
+    if reporter is None or exitstatus != 0:
+        return
+    wrong = []
+    if os.environ.get("CI") and reporter.stats.get("skipped"):
+        wrong.append("a test was skipped: in CI that is a failure")
+    if len(reporter.stats.get("rerun", ())) > MOST_TRIED_AGAIN:
+        wrong.append(f"more than {MOST_TRIED_AGAIN} tests had to be tried again: that is no chance")
+    for line in wrong:
+        reporter.write_line(line, red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

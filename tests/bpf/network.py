@@ -82,7 +82,7 @@ class Network:
         """A bound socket in a node, with a timeout."""
         with self.inside(node):
             opened = socket.socket(socket.AF_INET, kind, protocol)
-        opened.settimeout(5)
+        opened.settimeout(20)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind((address, port))
         return opened
@@ -187,7 +187,7 @@ class Network:
             if self.own:
                 self._attach("router", "router_loop", "lo", "egress")
             for address in ADDRESSES.values():
-                self.run("router", f"ping -qc1 -W2 {address}")
+                self.run("router", f"ping -qc1 -W15 {address}")
             assert self.router.learn_macs() == len(ADDRESSES)
 
     def configure_router(self) -> None:

@@ -73,7 +73,7 @@ def wire(network: Network) -> Iterator[Wire]:
         seen = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
         raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
         seen.bind(("eth0", 0x0800))
-    seen.settimeout(5)
+    seen.settimeout(20)
     with seen, raw:
         yield Wire(seen, raw)
 
@@ -104,7 +104,7 @@ def test_ping_and_an_error_about_it(network: Network, wire: Wire, identifier: in
     with network.inside("a"):
         sock = socket.socket(socket.AF_INET, UDP, socket.IPPROTO_ICMP)
     with sock:
-        sock.settimeout(5)
+        sock.settimeout(20)
         sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
         sock.bind(("0.0.0.0", identifier))
         sock.sendto(bytes(ICMP(type="echo-request")), (REMOTE, 0))
@@ -160,7 +160,7 @@ def udplite(network: Network, node: str, port: int) -> Iterator[socket.socket]:
     with network.inside(node):
         opened = socket.socket(socket.AF_INET, UDP, UDPLITE)
     with opened:
-        opened.settimeout(5)
+        opened.settimeout(20)
         opened.bind(("0.0.0.0", port))
         yield opened
 

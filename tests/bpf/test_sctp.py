@@ -35,7 +35,7 @@ def test_an_association_over_leased_ports(network: Network, client: str, server:
         near.connect(listening.getsockname())
         far, sender = listening.accept()
         with far:
-            far.settimeout(5)
+            far.settimeout(20)
             assert sender == near.getsockname()
             carry(near, far)
             carry(far, near)

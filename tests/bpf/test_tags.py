@@ -87,7 +87,7 @@ def test_a_tag_without_a_number_is_only_a_priority(network: Network, tags: Packe
     with seen, frames_of(network, "a") as (frames, ethernet):
         seen.bind(("eth0", _ETH_P_ALL))
         seen.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
-        seen.settimeout(5)
+        seen.settimeout(20)
         frames.send(bytes(ethernet / tags.copy() / outward))
         frame, was_tagged = b"", True
         while b"outward" not in frame:

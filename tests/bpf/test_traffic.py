@@ -51,7 +51,7 @@ def test_tcp_carries_bulk_both_ways(network: Network, port: int, target: str) ->
         listener.listen()
         client.connect(there)
         server, sender = listener.accept()
-        server.settimeout(5)
+        server.settimeout(20)
         assert sender in seen_from(network, "a", port)
         with server:
             network.transfer(client, server, BULK)
@@ -69,8 +69,8 @@ def test_the_outside_calls_a_host_at_its_combination_address(network: Network) -
 
 def test_ping(network: Network) -> None:
     for _ in range(2):
-        assert "1 received" in network.run("a", f"ping -c1 -W2 {REMOTE}")
-        assert "1 received" in network.run("b", f"ping -c1 -W2 -s 4000 {REMOTE}")
+        assert "1 received" in network.run("a", f"ping -c1 -W15 {REMOTE}")
+        assert "1 received" in network.run("b", f"ping -c1 -W15 -s 4000 {REMOTE}")
 
 
 def test_an_error_from_the_outside_reaches_the_translated_socket(network: Network) -> None:

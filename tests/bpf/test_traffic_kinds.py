@@ -28,7 +28,7 @@ def raw_socket(network: Network, node: str, protocol: int) -> Iterator[socket.so
     with network.inside(node):
         opened = socket.socket(socket.AF_INET, RAW, protocol)
     with opened:
-        opened.settimeout(5)
+        opened.settimeout(20)
         yield opened
 
 
@@ -39,7 +39,7 @@ def send(network: Network, node: str, packet: Packet) -> None:
 
 def received(opened: socket.socket, words: bytes) -> Packet:
     """The first packet with these words in it."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         octets = opened.recv(65536)
         if words in octets:
@@ -168,7 +168,7 @@ def test_segments_that_do_not_fit_the_way_out(network: Network, port: int) -> No
                 host.connect((REMOTE, 82))
                 server, _ = listener.accept()
                 with server:
-                    server.settimeout(5)
+                    server.settimeout(20)
                     network.transfer(host, server, BULK)
         assert network.router.counters()["router_fragmentation_needed"] > before
     finally:

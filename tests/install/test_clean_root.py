@@ -79,7 +79,7 @@ def test_from_installation_to_purge(machines: dict[str, Machine], package: Path,
         address, port = machines[name].run("curl", "-sS", "-m", "5", f"http://{EXT}/").strip().split(":")
         assert address == "198.51.100.1"
         assert 10000 <= int(port) < 60000
-    phone.run("ping", "-c", "2", "-i", "0.2", "-W", "2", str(EXT))
+    phone.run("ping", "-c", "2", "-i", "0.2", "-W", "15", str(EXT))
     assert "leased 198.51.100.1:5060" in phone.run("dnatctl", "request", "--port", "5060")
 
     # An upgrade replaces the files under a running daemon, whose data plane and leases stay.

@@ -281,7 +281,7 @@ def test_docker(lab: Lab, phone: Machine, docker: Callable[[], None]) -> None:
     well()
     words, seen = fetched(phone, lab)
     assert words == "words" and is_ours(phone, lab, seen)
-    assert "2 packets received" in busybox(phone, "ping", "-c", "2", "-W", "5", lab.ext)
+    assert "2 packets received" in busybox(phone, "ping", "-c", "2", "-W", "15", lab.ext)
     assert rules() == before
     assert "speak from ports of this host" in phone.run(control.DNATCTL, "show")
     pid = phone.run("cat", "/run/docker.pid").strip()

@@ -26,7 +26,7 @@ from dnat.system import netns
 from dnat.system.paths import NETNS_CONFIG_DIRECTORY
 from dnat.types import PortRange
 
-SECONDS = 3.0
+SECONDS = 15.0
 """How long a test waits for a packet that should come."""
 SILENCE = 0.4
 """How long it waits for one that should not."""
@@ -232,7 +232,7 @@ def operated_lab(topology: Topology, configuration: str, up: Sequence[str]) -> I
         builder.destroy(topology.prefix)
 
 
-def eventually(check: Callable[[], Any], what: str, seconds: float = 5.0) -> Any:
+def eventually(check: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
     """Wait until ``check`` gives something true; fails the test otherwise."""
     deadline = time.monotonic() + seconds
     while not (result := check()):

@@ -39,7 +39,7 @@ def _capturing(node: Node, output: Path, *options: str) -> Iterator[subprocess.P
 
 def _until_it_sees(node: Node, output: Path) -> None:
     def seen() -> bool:
-        node.run("ping", "-c", "1", "-W", "1", "10.66.0.1")
+        node.run("ping", "-c", "1", "-W", "15", "10.66.0.1")
         return "echo-request" in output.read_text()
 
     eventually(seen, "the capture shows a ping", seconds=15)

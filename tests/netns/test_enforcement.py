@@ -92,7 +92,7 @@ def test_a_thief_is_stopped_told_and_goes_on_with_its_own(lab: Lab) -> None:
         assert router.counter("drop_not_owner") == before + 1
         eventually(lambda: warned() >= 1, "the thief is warned")
         assert thief.ports("ephemeral") == own
-        outside.settimeout(3)
+        outside.settimeout(20)
         with thief.socket(UDP_SOCKET) as sock:
             sock.sendto(b"honest", (lab.ext, OUTSIDE))
             assert outside.recv(100) == b"honest"
@@ -189,7 +189,7 @@ def test_no_cloak_hides_a_thief(lab: Lab, who: str) -> None:
             for _, packets in _cloaks({"src": lab.external, "dst": destination}, stolen, port):
                 send_frames(thief, lab, packets, source=source)
         # The switch has to learn again where the victim is.
-        victim.run("ping", "-c", "1", "-W", "5", "10.66.0.1")
+        victim.run("ping", "-c", "1", "-W", "15", "10.66.0.1")
         # What comes after all of them, and is honest.
         for destination, port in targets:
             honest = IP(src=lab.external, dst=destination) / UDP(sport=own, dport=port) / Raw(b"honest")
@@ -205,7 +205,7 @@ def listening(node: Node) -> Iterator[socket.socket]:
         seen = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
     with seen:
         seen.bind(("eth0", 3))
-        seen.settimeout(5)
+        seen.settimeout(20)
         yield seen
 
 

@@ -130,7 +130,7 @@ def test_a_raw_socket_of_a_protocol_that_cannot_be_translated_is_told(routed_lab
         "import socket, errno, sys\n"
         f"raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, {sctp})\n"
         f"raw.setsockopt(socket.IPPROTO_IP, {ip_recverr}, 1)\n"
-        f"raw.connect(('{routed_lab.ext}', 0)); raw.settimeout(5)\n"
+        f"raw.connect(('{routed_lab.ext}', 0)); raw.settimeout(20)\n"
         "raw.send((4000).to_bytes(2, 'big') + bytes(30))\n"
         "try: raw.recv(100)\n"
         "except OSError as error: print(errno.errorcode[error.errno])\n"

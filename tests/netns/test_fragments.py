@@ -143,7 +143,7 @@ def _send_to_router(node: Node, lab: Lab, packets: Iterable[Packet]) -> None:
 
 
 def _mac_of_router(node: Node) -> str | None:
-    node.run("ping", "-c1", "-W1", "10.66.0.1", code=None)
+    node.run("ping", "-c1", "-W15", "10.66.0.1", code=None)
     return _word_after("lladdr", node.run("ip", "neigh", "show", "10.66.0.1").stdout)
 
 

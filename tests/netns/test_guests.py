@@ -194,7 +194,7 @@ def test_udp(host: Host, outside: socket.socket) -> None:
 
 def test_ping(host: Host) -> None:
     with raw.icmp(host.lab["ext"]) as heard:
-        host.guest.run("ping", "-c", "2", "-i", "0.2", "-W", "2", host.lab.ext)
+        host.guest.run("ping", "-c", "2", "-i", "0.2", "-W", "15", host.lab.ext)
         echo = heard.wait(lambda packet: packet[ICMP].type == 8)
     assert echo is not None
     assert host.owns(echo.src, echo[ICMP].id)

@@ -146,7 +146,7 @@ def test_the_local_api(up: Small) -> None:
     lines += [b'{"method": "request", "parameters": {"protocol": "sctp"}}\n']
     for line in lines:
         with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(5)
+            client.settimeout(20)
             client.connect(str(up.host.runtime / "api.sock"))
             try:
                 client.sendall(line)

@@ -78,5 +78,5 @@ def test_a_lab_with_keys_whose_packets_go_by_xdp(topology: Topology) -> None:
     assert "strict; routing lan to wan (XDP)" in _lab(topology, "up", *options)
     assert _lab(topology, "up", *options).count("already up") == 3, "nobody needs a key twice"
     lab = Lab(topology, {})
-    lab["phone1"].run("curl", "-fsS", "--max-time", "5", f"http://{lab.ext}/")
+    lab["phone1"].run("curl", "-fsS", "--max-time", "20", f"http://{lab.ext}/")
     assert lab["router"].show()["router"]["path"] == "xdp"

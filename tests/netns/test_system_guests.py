@@ -118,7 +118,7 @@ def test_flows_of_every_protocol_end(place: Place) -> None:
         stream.connect((OUTSIDE, PORT))
         place.seen(guest)
         place.seen(guest, ROUTER)
-        run(place.guest.namespace, "ping", "-c", "1", "-W", "2", OUTSIDE)
+        run(place.guest.namespace, "ping", "-c", "1", "-W", "15", OUTSIDE)
         with netns.enter(place.host.namespace):
             assert flows.end(EXTERNAL, keep=PORTS) == 0
             assert flows.end(EXTERNAL, keep=None) == 3

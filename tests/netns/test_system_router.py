@@ -92,9 +92,9 @@ def test_devices_without_pap_are_masqueraded(router: Router) -> None:
     phone = router.lab.namespace("phone1")
     run(phone, "ping", "-c1", "-W1", "203.0.113.2", check=False)
     router.ensure()
-    run(phone, "ping", "-c1", "-W1", "203.0.113.2")
+    run(phone, "ping", "-c1", "-W15", "203.0.113.2")
     for _ in range(3):
-        seen = run(phone, "curl", "-sS", "--max-time", "2", "http://203.0.113.2/").strip()
+        seen = run(phone, "curl", "-sS", "--max-time", "20", "http://203.0.113.2/").strip()
         address, _, port = seen.partition(":")
         assert address == "203.0.113.1"
         assert not router.lab.own_address or int(port) in OWN_PORTS
@@ -124,7 +124,7 @@ def test_two_devices_with_the_same_port_get_different_ones(router: Router) -> No
 def test_the_routers_own_connections_never_use_a_leased_port(router: Router) -> None:
     router.ensure()
     for _ in range(3):
-        seen = run(router.name, "curl", "-sS", "--max-time", "2", "http://203.0.113.2/").strip()
+        seen = run(router.name, "curl", "-sS", "--max-time", "20", "http://203.0.113.2/").strip()
         assert int(seen.partition(":")[2]) in OWN_PORTS
     # A device has taken the first of the router's ports towards the same destination: the router's must move.
     with (
@@ -154,7 +154,7 @@ def test_ping_identifiers_of_the_router_are_its_own_ports(router: Router) -> Non
         listening = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
     with listening:
         listening.settimeout(1)
-        run(router.name, "ping", "-c1", "-W1", "-e", "20000", "203.0.113.2")
+        run(router.name, "ping", "-c1", "-W15", "-e", "20000", "203.0.113.2")
         packet = listening.recv(1500)
     icmp = packet[(packet[0] & 15) * 4 :]
     assert icmp[0] == 8

@@ -63,8 +63,8 @@ def test_a_phone_behind_a_point_to_point_link_and_its_next_address(dialled: tupl
     assert router.show()["router"]["path"] == "tc"
     assert seen_as(lab) == "203.0.113.1"
     assert len(phone.run("curl", "-sS", "-m", "30", f"http://{lab.ext}/bytes/3000000").stdout) == 3_000_000
-    phone.run("ping", "-c", "1", "-W", "5", "-s", "4000", lab.ext)
-    assert "10.66.0.1" in phone.run("ping", "-c", "1", "-W", "5", "-t", "1", lab.ext, code=1).stdout
+    phone.run("ping", "-c", "1", "-W", "15", "-s", "4000", lab.ext)
+    assert "10.66.0.1" in phone.run("ping", "-c", "1", "-W", "15", "-t", "1", lab.ext, code=1).stdout
     assert "which needs no gateway" in router.dnatctl("doctor", code=None).stdout
     before = router.counter("router_in")
     # From a port that is not the phone's own: translated.
