@@ -133,6 +133,11 @@ QUESTIONS = [
 ]
 
 
+def _is_honest(counter: str) -> bool:
+    """A server that has started says so for some seconds, and hosts renew; a busy machine has them ask twice."""
+    return counter in {"announce-no-news", "repeat"} or counter.endswith("-success")
+
+
 def _attempt(stranger: Stranger, octets: bytes, source: str, target: Machine, counter: str) -> None:
     """Say it five times; all of it is counted under one name."""
     side = "server" if target is stranger.small.server else "agent"
@@ -141,9 +146,8 @@ def _attempt(stranger: Stranger, octets: bytes, source: str, target: Machine, co
         stranger.say(octets, source, target)
     expected = before.get(counter, 0) + 5
     eventually(lambda: _counts(target, side).get(counter, 0) == expected, f"five more are counted as {counter}")
-    after = _counts(target, side)
-    others = {name: count for name, count in after.items() if count != before.get(name, 0) and name != counter}
-    assert others == {}, counter
+    changed = {name for name, count in _counts(target, side).items() if count != before.get(name, 0)}
+    assert {name for name in changed if not _is_honest(name)} == {counter}
 
 
 def test_a_server_that_is_lied_to(stranger: Stranger) -> None:
