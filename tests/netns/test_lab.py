@@ -73,6 +73,20 @@ def test_a_lab_from_up_to_down(topology: Topology) -> None:
     assert "no lab called" in _lab(topology, "down")
 
 
+@pytest.mark.parametrize("command", ["down", "status", "exec", "demo"])
+def test_what_is_no_name_of_a_lab_is_nowhere(command: str, tmp_path: Path) -> None:
+    """A path for a name once had `lab down` remove what lay there."""
+    kept = tmp_path / "kept"
+    kept.write_text("kept")
+    words = ("phone1", "--", "true") if command == "exec" else ()
+    said = subprocess.run(
+        [control.DNATCTL, "lab", command, "--prefix", str(tmp_path), *words],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=40,
+    )  # fmt: skip
+    assert said.returncode == 2 and "a lab cannot be called" in said.stderr
+    assert kept.read_text() == "kept"
+
+
 def test_a_lab_with_keys_whose_packets_go_by_xdp(topology: Topology) -> None:
     options = ("--phones", "1", "--authentication", "strict", "--xdp")
     assert "strict; routing lan to wan (XDP)" in _lab(topology, "up", *options)

@@ -17,7 +17,7 @@ from typing import Any
 
 from dnat.errors import DnatError, PlatformError, UsageError
 from dnat.lab import etcd
-from dnat.lab.topology import Node, Port, Topology, belongs
+from dnat.lab.topology import Node, Port, Topology, belongs, check_prefix
 from dnat.system import netns, rtnetlink
 from dnat.system.paths import BPF_DIRECTORY, NETNS_CONFIG_DIRECTORY, RUN_DIRECTORY, STATE_DIRECTORY
 
@@ -67,7 +67,8 @@ def build(topology: Topology) -> bool:
 
 
 def find(prefix: str) -> Topology | None:
-    """The lab of that name if it stands completely."""
+    """The lab of that name if it stands completely. Raises UsageError for an impossible one."""
+    check_prefix(prefix)
     try:
         topology = Topology(**json.loads(_topology_file(prefix).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, DnatError):
@@ -84,8 +85,9 @@ def destroy(prefix: str) -> list[str]:
     """Take down all of the lab ``prefix``, running programs included; returns the namespaces removed.
 
     It may be half built or not there at all. Daemons are not asked to put their network back: it goes away
-    with them.
+    with them. Raises UsageError for an impossible prefix.
     """
+    check_prefix(prefix)
     netns.require_root()
     names = [name for name in netns.names() if belongs(name, prefix)]
     _end_processes(names)

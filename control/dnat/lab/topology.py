@@ -94,11 +94,7 @@ class Topology:
     """Whether routers send plain packets on at XDP, and all cables are such that they can."""
 
     def __post_init__(self) -> None:
-        if not _PREFIX.fullmatch(self.prefix):
-            raise UsageError(
-                f"a lab cannot be called {self.prefix!r}: lower-case letters, digits and hyphens, "
-                "a letter first, at most 32"
-            )
+        check_prefix(self.prefix)
         if not 1 <= self.phones <= MAX_PHONES:
             raise UsageError(f"a lab has 1 to {MAX_PHONES} phones, not {self.phones}")
         if not 1 <= self.routers <= MAX_ROUTERS or not 0 <= self.servers <= MAX_SERVERS:
@@ -180,6 +176,14 @@ class Topology:
     def namespaces(self) -> tuple[str, ...]:
         """Of the nodes and the switch."""
         return (self.switch, *(self.namespace(node.name) for node in self.nodes))
+
+
+def check_prefix(prefix: str) -> None:
+    """Raises UsageError for what is no lab's name; it becomes a part of paths, also of some that are removed."""
+    if not _PREFIX.fullmatch(prefix):
+        raise UsageError(
+            f"a lab cannot be called {prefix!r}: lower-case letters, digits and hyphens, a letter first, at most 32"
+        )
 
 
 def belongs(namespace: str, prefix: str) -> bool:
