@@ -17,8 +17,13 @@ from dnat.lab import control
 def test_every_call_of_the_demo_works(lab: Lab, tmp_path: Path) -> None:
     """The command that `make demo` runs; then the capture of the WAN link, read by somebody else's decoder."""
     prefix = lab.topology.prefix
+    others, former = [tmp_path / "mine.pcap", tmp_path / "phones/mine"], [tmp_path / "call-9.svg"]
+    (tmp_path / "phones").mkdir()
+    for path in (*others, *former):
+        path.touch()
     done = lab["ext"].run(control.DNATCTL, "lab", "demo", "--prefix", prefix, "--output", str(tmp_path), timeout=120)
     assert "All 5 calls worked" in done.stdout
+    assert all(path.exists() for path in others) and not any(path.exists() for path in former)
     for picture in ("calls.svg", "call-1.svg", "call-4.svg"):
         assert ET.parse(tmp_path / picture).getroot().tag.endswith("svg")
     with PcapReader(str(tmp_path / "wan.pcap")) as packets:

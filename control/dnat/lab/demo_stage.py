@@ -78,18 +78,23 @@ class DemoResult:
     captures: tuple[Path, ...]
 
 
+def _remove_former(output: Path) -> None:
+    for phone in TONES:
+        shutil.rmtree(output / "phones" / phone, ignore_errors=True)
+    pictures = output.glob("call-[0-9]*.svg")
+    for left in (*(output / f"{name}.pcap" for name in (*TONES, "wan")), output / "calls.svg", *pictures):
+        left.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def prepared(topology: Topology, output: Path) -> Iterator[Stage]:
     """The stage in a lab that is up: ports are leased for the phones at the start and given back at the end.
 
-    ``output`` is made, and emptied of what an earlier demo left there. Raises DnatError when ports cannot be
-    leased.
+    ``output`` is made, and rid of what an earlier demo left there; other files stay. Raises DnatError when ports
+    cannot be leased.
     """
-    shutil.rmtree(output / "phones", ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
-    for pattern in ("*.pcap", "*.svg"):
-        for left in output.glob(pattern):
-            left.unlink()
+    _remove_former(output)
     with contextlib.ExitStack() as stack:
         phones = []
         for name in ("phone1", "phone2"):
