@@ -84,6 +84,13 @@ enum counter {
 /* Bindings at one time, all classes. A table of 8,192 costs about 1.5 MB for both directions. */
 #define BINDINGS_MAX 8192
 
+/* Translations of the current tick, in each direction: 32 kB. A power of two, of which 65,536 is 16 times as
+ * many at most (recent.h keeps the rest of a port in four bits). */
+#define RECENT_MAX 4096
+
+/* Where a translation is noted. Programs use the same numbers with TCP and with UDP, so these lie apart. */
+#define RECENT_INDEX(port_class, port) (((port) ^ (port_class) * (RECENT_MAX / CLASSES)) % RECENT_MAX)
+
 /* Remote addresses that bindings have sent to, if inbound packets are filtered by address; the least recently
  * used one makes room. About 1.5 MB, and only filled when the filter is on. */
 #define PEERS_MAX 16384
