@@ -280,7 +280,7 @@ class Binding(ctypes.Structure):
         ("state", ctypes.c_uint8),
         ("flags", ctypes.c_uint8),
         ("seen_tick", ctypes.c_uint32),
-        ("zero", ctypes.c_uint32),
+        ("peer", ctypes.c_uint32),
     )
 
 

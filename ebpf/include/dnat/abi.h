@@ -156,6 +156,9 @@ enum tcp_state {
 	TCP_SHARED = 16, /* several connections: one that ends does not end the binding */
 };
 
+/* A connection's other end, in one word. */
+#define TCP_PEER(address, port) ((address) ^ (__u32)(port) * 0x10001)
+
 /* Value of `bindings_out`; the key holds the local port. */
 struct binding {
 	__u64 created_ns;   /* CLOCK_MONOTONIC */
@@ -165,7 +168,7 @@ struct binding {
 	__u8 state;         /* enum tcp_state */
 	__u8 flags;         /* enum binding_flag */
 	__u32 seen_tick;    /* low half of the kernel's tick count when seen_ns was set */
-	__u32 zero;
+	__u32 peer;         /* TCP_PEER of the connection that the state is of; 0: any */
 };
 
 enum binding_flag {

@@ -98,6 +98,7 @@ static __always_inline struct drawn draw_port(struct __sk_buff *skb, struct draw
 {
 	const struct packet *packet = &draw->packet;
 	struct drawn drawn = {.port = 0, .reason = DROP_POOL_EXHAUSTED};
+	__u32 peer = TCP_PEER(packet->destination, packet->destination_port);
 
 #pragma clang loop unroll(disable)
 	for (__u32 attempt = 0; attempt < DRAW_ATTEMPTS; attempt++) {
@@ -108,7 +109,7 @@ static __always_inline struct drawn draw_port(struct __sk_buff *skb, struct draw
 			continue;
 		/* The first is the program's own. */
 		if (!attempt || !is_bound_locally(skb, packet, port))
-			claim = claim_port(config, packet->port_class, packet->source_port, port, now);
+			claim = claim_port(config, packet->port_class, packet->source_port, port, peer, now);
 		if (claim == CLAIM_LATE)
 			return made_by_another_cpu(packet);
 		mark_bound(packet->port_class, port);
@@ -147,12 +148,14 @@ static __always_inline void refresh(const struct host_config *config, struct bin
 {
 	__u32 tick = ticks();
 
+	if (!is_tcp_use(binding, packet))
+		return;
 	if (binding->seen_tick != tick) {
 		binding->seen_tick = tick;
 		binding->seen_ns = bpf_ktime_get_ns();
 	}
 	if (packet->port_class == CLASS_TCP)
-		set_tcp_state(config, binding, tcp_after_sending(binding->state, packet->tcp_flags));
+		note_tcp_sent(config, binding, packet);
 	/* After a SYN or a reset the next segment changes the state, whatever it is. */
 	if (packet->port_class != CLASS_TCP || tcp_after_sending(binding->state, 0) == binding->state)
 		note_recent(recent, binding->port);
@@ -230,7 +233,7 @@ static __always_inline bool admit(const struct host_config *config, const struct
 		return false;
 	if (config->flags & HOST_INBOUND_REFRESHES)
 		binding->seen_ns = bpf_ktime_get_ns();
-	set_tcp_state(config, binding, tcp_after_receiving(binding->state, packet->tcp_flags));
+	note_tcp_received(config, binding, packet);
 	/* What is sent after a reset shall tell the binding. */
 	if (packet->tcp_flags & TCP_FLAG_RST)
 		forget_recent(&recent);
