@@ -159,6 +159,14 @@ def segments(size: int) -> bytes:
     return struct.pack("=176xI", size)
 
 
+def test_segments_longer_together_than_their_header_can_say(router: RouterBench) -> None:
+    packet = long(tcp(80, 20000, **inbound()), 3400)
+    packet[IP].len = 0
+    outcome = router.run("router_wan", packet, segments(1460))
+    assert (outcome.verdict, outcome.counted) == (REDIRECT, {"router_in": 1})
+    assert router.run("router_wan", packet).counted == {"drop_malformed": 1}
+
+
 @pytest.mark.parametrize(("size", "fits"), [(1460, True), (1461, False), (1400, True)])
 def test_segments_of_tcp(router: RouterBench, size: int, fits: bool) -> None:
     packet = long(tcp(80, 20000, **inbound()), 3400)
