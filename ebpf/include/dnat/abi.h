@@ -36,7 +36,7 @@ enum counter {
 	DROP_FRAGMENT_NO_ROOM = 11, /* router: ahead of its first one, and too long or too many to be held */
 	DROP_FRAGMENT_OVERLAP = 12, /* a fragment that contradicts the first one of its datagram */
 	DROP_TOO_BIG = 13,          /* router: does not fit the way out */
-	DROP_SPOOFED = 14,          /* router: from the WAN with a source of this side */
+	DROP_SPOOFED = 14,          /* router: from the WAN with a source of this side; from nobody */
 	DROP_ERROR_UNMAPPED = 15,   /* router: ICMP that speaks about no port */
 	DROP_STAGE_MISSING = 16,    /* router: the program that has to go on with it is not loaded */
 	DROP_UNBOUND = 20,          /* host: for a port of the pool that no binding uses */

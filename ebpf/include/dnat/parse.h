@@ -269,3 +269,9 @@ static __always_inline bool is_loopback(__be32 address)
 {
 	return FROM_BE32(address) >> 24 == 127;
 }
+
+/* No router forwards what nobody can have sent (RFC 1812, section 5.3.7). */
+static __always_inline bool is_martian(__be32 source)
+{
+	return is_loopback(source) || is_multicast(source) || !(FROM_BE32(source) >> 24);
+}
