@@ -59,10 +59,10 @@ static __always_inline int with_others(struct __sk_buff *skb, const struct fragm
 	return go_on(skb, STAGE_RELEASE);
 }
 
-/* From the WAN nobody speaks with an address of this side. */
+/* From the WAN nobody speaks with an address of this side, or of no side. */
 static __always_inline bool is_spoofed(const struct packet *packet, const struct router_config *config)
 {
-	return address_flags(config, packet->source) ||
+	return address_flags(config, packet->source) || is_martian(packet->source) ||
 	       (packet->source & config->lan_mask) == config->lan_network;
 }
 
@@ -173,6 +173,8 @@ int router_lan(struct __sk_buff *skb)
 	flags = address_flags(config, packet.destination);
 	if (!ports && !(flags & ADDRESS_EXTERNAL))
 		return VERDICT_PASS;
+	if (!ports && is_martian(packet.source))
+		return drop(DROP_SPOOFED);
 	if (!parse_ports(skb, &packet))
 		return drop(DROP_MALFORMED);
 	if (RARELY(packet.kind == KIND_FRAGMENT)) {

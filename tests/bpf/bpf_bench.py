@@ -173,9 +173,11 @@ class HostBench(Bench):
         (port_class,) = abi.CLASSES_OF[protocol]
         then = time.monotonic_ns() - int(idle * 1e9)
         binding = abi.Binding(created_ns=then, seen_ns=then, idle_seconds=limit, port=port, state=state)
-        self.plane._maps["bindings_out"].put(bytes(abi.PortKey(local_port, port_class, 0)), bytes(binding))
+        local = abi.PortKey(local_port, port_class, 0)
+        self.plane._maps["bindings_out"].put(bytes(local), bytes(binding))
         inward = abi.Inward(created_ns=then, port=local_port)
         self.plane._maps["bindings_in"].put(bytes(abi.PortKey(port, port_class, 0)), bytes(inward))
+        self.plane._forget_recent(local, port)
 
 
 class RouterBench(Bench):

@@ -41,6 +41,10 @@ class Datagram:
     conflict: bool = False
 
 
+def _is_martian(source: bytes) -> bool:
+    return source[0] in (0, 127) or source[0] >= 224
+
+
 @dataclass
 class RouterModel:
     """One router."""
@@ -78,10 +82,12 @@ class RouterModel:
         elif program == "router_wan":
             if destination not in self.externals:
                 return self._stays(PASS)
-            if source in self.externals or source in self.local or self._in_lan(source):
+            if source in self.externals or source in self.local or self._in_lan(source) or _is_martian(source):
                 return self._stays(DROP, "drop_spoofed")
         elif destination[0] >= 224 or not {source, destination} & self.externals.keys():
             return self._stays(PASS)
+        elif source not in self.externals and _is_martian(source):
+            return self._stays(DROP, "drop_spoofed")
         parsed = parse(frame)
         if parsed is None:
             return self._stays(DROP, "drop_malformed")

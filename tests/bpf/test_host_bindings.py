@@ -188,6 +188,70 @@ def test_tcp_idle_time_follows_the_connection(
     assert (binding.state, round(binding.idle + binding.expires_in)) == (state, seconds)
 
 
+STRANGER = "203.0.113.77"
+
+
+@pytest.mark.parametrize(
+    ("program", "packet"),
+    [
+        ("host_in", tcp(80, 30000, src=STRANGER, dst=EXTERNAL, flags="R")),
+        ("host_in", tcp(81, 30000, src=REMOTE, dst=EXTERNAL, flags="RA")),
+        ("host_out", tcp(4000, 80, dst=STRANGER, flags="R")),
+        ("host_out", tcp(4000, 81, flags="RA")),
+    ],
+    ids=["a stranger's reset", "from another port", "our answer to a stranger", "to another port"],
+)
+def test_only_its_own_resets_end_a_connection(host: HostBench, program: str, packet: IP) -> None:
+    host.bind(TCP, 4000, 30000)
+    for flags in "SA":
+        host.run("host_out", tcp(4000, 80, flags=flags))
+    age(host, 20)
+    assert host.run(program, packet).verdict == PASS
+    (binding,) = host.plane.bindings(time.monotonic())
+    assert (binding.state, round(binding.idle + binding.expires_in)) == ("established", 7440)
+    assert binding.idle > 19, "nor does an answer keep it alive (RFC 7857, section 7.1)"
+
+
+def test_strangers_that_close_leave_a_connection_half_open(host: HostBench) -> None:
+    host.bind(TCP, 4000, 30000)
+    for flags in ("S", "A", "FA"):
+        host.run("host_out", tcp(4000, 80, flags=flags))
+    host.run("host_in", tcp(80, 30000, src=STRANGER, dst=EXTERNAL, flags="FA"))
+    (binding,) = host.plane.bindings(time.monotonic())
+    assert binding.state == "established"
+
+
+def test_a_reset_does_not_keep_alive_what_is_closed(host: HostBench) -> None:
+    host.bind(TCP, 4000, 30000)
+    for flags in ("S", "A", "R"):
+        host.run("host_out", tcp(4000, 80, flags=flags))
+    age(host, 20)
+    host.run("host_out", tcp(4000, 80, flags="R"))
+    (binding,) = host.plane.bindings(time.monotonic())
+    assert binding.state == "closing" and binding.idle > 19
+
+
+def test_who_ended_an_opening_is_told_from_strangers(host: HostBench) -> None:
+    host.plane.set_ports([], [(PortRange.parse("30000"), TCP)])
+    host.run("host_out", tcp(4000, 80, flags="S"))
+    age(host, 20)
+    host.run("host_out", tcp(4000, 80, dst=STRANGER, flags="R"))
+    (binding,) = host.plane.bindings(time.monotonic())
+    assert binding.state == "opening" and binding.idle > 19
+    host.run("host_in", tcp(80, 30000, src=REMOTE, dst=EXTERNAL, flags="RA"))
+    (binding,) = host.plane.bindings(time.monotonic())
+    assert binding.state == "closing"
+
+
+def age(host: HostBench, seconds: float) -> None:
+    """Make the one binding older."""
+    ((key, value),) = host.plane._maps["bindings_out"].items()
+    binding = abi.Binding.from_buffer_copy(value)
+    binding.seen_ns -= int(seconds * 1e9)
+    binding.seen_tick -= 1
+    host.plane._maps["bindings_out"].put(key, bytes(binding))
+
+
 def test_sweep_clears_halves_left_behind(host: HostBench) -> None:
     key = bytes(abi.PortKey(30000, abi.PortClass.UDP, 0))
     now = time.monotonic()

@@ -67,11 +67,13 @@ def test_a_whole_checksum_that_looks_begun(
 
 @pytest.mark.parametrize(("program", "outward"), DIRECTIONS)
 @pytest.mark.parametrize(("protocol", "build"), PROTOCOLS)
+@pytest.mark.parametrize("length", [None, 0], ids=["", "longer than its header can say"])
 def test_a_packet_of_several_segments(
-    host: HostBench, protocol: Protocol, build: Build, program: str, outward: bool
+    host: HostBench, length: int | None, protocol: Protocol, build: Build, program: str, outward: bool
 ) -> None:
     host.bind(protocol, 4000, 30002)
     sent, leaves = pair(build, outward, bytes(3000))
+    sent[IP].len = leaves[IP].len = length
     context = bytes(_GSO_SIZE_AT) + struct.pack("=I", 1000)
     outcome = host.run(program, sent, context)
     assert (outcome.verdict, outcome.packet) == (PASS, bytes(leaves))

@@ -110,7 +110,20 @@ def random_host(host: HostBench, chance: random.Random) -> HostModel:
 def test_packets_are_treated_as_the_model_says(host: HostBench, own_namespace: None) -> None:
     seed = random.randrange(2**32)
     chance = random.Random(seed)
-    ports = [4000, 4001, 4002, 4003, 9, 53, *range(19998, 20140, 7), *range(29990, 30140), 65535, 0]
+    ports = [
+        4000,
+        4001,
+        4002,
+        4003,
+        4000 ^ 1024,
+        4000 + 4096,
+        9,
+        53,
+        *range(19998, 20140, 7),
+        *range(29990, 30140),
+        65535,
+        0,
+    ]
     ways = {
         "host_out": (Runner(host._programs["host_out"]), Mutator(seed, seeds(OUT, IN), ports)),
         "host_in": (Runner(host._programs["host_in"]), Mutator(seed + 1, seeds(IN, OUT), ports)),

@@ -76,9 +76,6 @@ WAN = [
     ),
     expired("too late before too big", long(udp(7, 20000, ttl=1, **inbound()), 1501), OWN_EXTERNAL),
     unsent("an error", error(udp(20016, 7), ttl=1, **inbound())),
-    unsent("from everybody", udp(7, 20000, ttl=1, src="224.0.0.1", dst=EXTERNAL)),
-    unsent("from nobody", udp(7, 20000, ttl=1, src="0.0.0.0", dst=EXTERNAL)),
-    unsent("from itself", udp(7, 20000, ttl=1, src="127.0.0.1", dst=EXTERNAL)),
     too_big("one octet too many", long(udp(7, 20000, **inbound()), 1501), OWN_EXTERNAL),
     too_big("TCP too big", long(tcp(80, 20000, **inbound()), 3400), OWN_EXTERNAL),
 ]
@@ -159,6 +156,14 @@ def segments(size: int) -> bytes:
     return struct.pack("=176xI", size)
 
 
+def test_segments_longer_together_than_their_header_can_say(router: RouterBench) -> None:
+    packet = long(tcp(80, 20000, **inbound()), 3400)
+    packet[IP].len = 0
+    outcome = router.run("router_wan", packet, segments(1460))
+    assert (outcome.verdict, outcome.counted) == (REDIRECT, {"router_in": 1})
+    assert router.run("router_wan", packet).counted == {"drop_malformed": 1}
+
+
 @pytest.mark.parametrize(("size", "fits"), [(1460, True), (1461, False), (1400, True)])
 def test_segments_of_tcp(router: RouterBench, size: int, fits: bool) -> None:
     packet = long(tcp(80, 20000, **inbound()), 3400)
@@ -199,6 +204,16 @@ def test_without_a_wan_address_the_address_asked_for_answers(router: RouterBench
 
 
 SPOOFED = [EXTERNAL, OWN_EXTERNAL, ROUTER, HOST_A, DEVICE]
+MARTIAN = ["0.0.0.0", "0.1.2.3", "127.0.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255"]
+
+
+@pytest.mark.parametrize("source", MARTIAN)
+@pytest.mark.parametrize("program", ["router_wan", "router_lan"])
+def test_nobody_at_all_speaks_with_an_address_that_nobody_has(router: RouterBench, program: str, source: str) -> None:
+    """RFC 1812, section 5.3.7."""
+    for ttl in (64, 1):
+        packet = udp(7, 20000, src=source, dst=EXTERNAL, ttl=ttl)
+        router.check(program, Case("martian", packet, DROP, "drop_spoofed"))
 
 
 @pytest.mark.parametrize("source", SPOOFED)

@@ -25,6 +25,7 @@ PEERS_MAX = 16384
 POOL_EVENTS_SIZE = 4096
 PORT_WORDS = 4096
 BINDINGS_MAX = 8192
+RECENT_MAX = 4096
 UDP_SECONDS = 300
 TCP_ESTABLISHED_SECONDS = 7440
 TCP_TRANSITORY_SECONDS = 240
@@ -238,6 +239,11 @@ def address_bit(packed: bytes) -> int:
     return int(word * 2654435761 % 2**32) >> 26
 
 
+def recent_index(port_class: int, port: int) -> int:
+    """RECENT_INDEX: where the translation of a port is noted."""
+    return (port ^ port_class * (RECENT_MAX // CLASSES)) % RECENT_MAX
+
+
 BigEndian4 = ctypes.c_uint8 * 4
 """An IPv4 address in network order."""
 Mac = ctypes.c_uint8 * 6
@@ -274,7 +280,7 @@ class Binding(ctypes.Structure):
         ("state", ctypes.c_uint8),
         ("flags", ctypes.c_uint8),
         ("seen_tick", ctypes.c_uint32),
-        ("zero", ctypes.c_uint32),
+        ("peer", ctypes.c_uint32),
     )
 
 
@@ -457,6 +463,7 @@ def _conditions() -> Iterator[str]:
         yield from (f"{prefix}_{member.name} == {member.value}" for member in members)
     yield from (f"{counter.name} == {counter.value}" for counter in Counter)
     yield f"ADDRESS_BIT(0x01020304) == {address_bit(struct.pack('=I', 0x01020304))}"
+    yield f"RECENT_INDEX(CLASS_UDP, 50607) == {recent_index(PortClass.UDP, 50607)}"
     for name, structure in _STRUCTURES.items():
         yield f"sizeof(struct {name}) == {ctypes.sizeof(structure)}"
         for field in structure._fields_:

@@ -289,7 +289,8 @@ class HostPlane(Plane):
 
     def _put_static(self, protocol: Protocol, local_port: int, port: int) -> None:
         port_class = _class_of(protocol)
-        local = bytes(abi.PortKey(local_port, port_class, 0))
+        key = abi.PortKey(local_port, port_class, 0)
+        local = bytes(key)
         former = self._maps["bindings_out"].get(local)
         known = abi.Binding.from_buffer_copy(former) if former else None
         if known is not None and known.flags & abi.BindingFlag.STATIC:
@@ -299,8 +300,10 @@ class HostPlane(Plane):
         self._maps["bindings_in"].put(bytes(abi.PortKey(port, port_class, 0)), bytes(inward))
         binding = abi.Binding(now, now, abi.IDLE_FOR_EVER, port, 0, abi.BindingFlag.STATIC)
         self._maps["bindings_out"].put(local, bytes(binding))
+        self._forget_recent(key, port)
         if known is not None and known.port != port:
             self._maps["bindings_in"].delete(bytes(abi.PortKey(known.port, port_class, 0)))
+            self._forget_recent(key, known.port)
 
     def _settle_usage(self) -> None:
         """Set right what the programs know of free ports; they err for a moment where CPUs race."""
@@ -337,7 +340,13 @@ class HostPlane(Plane):
         removed = self._maps["bindings_out"].delete(bytes(local))
         if removed:
             self._maps["bindings_in"].delete(bytes(abi.PortKey(port, local.port_class, 0)))
+            self._forget_recent(local, port)
         return removed
+
+    def _forget_recent(self, local: abi.PortKey, port: int) -> None:
+        """Have the programs ask the tables of bindings again, also those that have just asked."""
+        for name, each in (("recent_out", local.port), ("recent_in", port)):
+            self._maps[name].put(index_key(abi.recent_index(local.port_class, each)), bytes(8))
 
     def _drop_bindings_outside(self, pool_bits: Mapping[int, int]) -> None:
         for key, value in self._maps["bindings_out"].items():

@@ -57,6 +57,8 @@ MAPS: dict[abi.Role, dict[str, MapSpec]] = {
         "ids": _map(MapType.ARRAY, 4, 4, abi.IDS_MAX),
         "peers": _map(MapType.LRU_HASH, abi.PeerKey, 8, abi.PEERS_MAX),
         "bindings_out": _map(MapType.HASH, abi.PortKey, abi.Binding, abi.BINDINGS_MAX),
+        "recent_out": _map(MapType.ARRAY, 4, 8, abi.RECENT_MAX),
+        "recent_in": _map(MapType.ARRAY, 4, 8, abi.RECENT_MAX),
         "scratch": _map(MapType.PERCPU_ARRAY, 4, SCRATCH_SIZE, 1),
         "bindings_in": _map(MapType.HASH, abi.PortKey, abi.Inward, abi.BINDINGS_MAX),
     },

@@ -36,7 +36,7 @@ enum counter {
 	DROP_FRAGMENT_NO_ROOM = 11, /* router: ahead of its first one, and too long or too many to be held */
 	DROP_FRAGMENT_OVERLAP = 12, /* a fragment that contradicts the first one of its datagram */
 	DROP_TOO_BIG = 13,          /* router: does not fit the way out */
-	DROP_SPOOFED = 14,          /* router: from the WAN with a source of this side */
+	DROP_SPOOFED = 14,          /* router: from the WAN with a source of this side; from nobody */
 	DROP_ERROR_UNMAPPED = 15,   /* router: ICMP that speaks about no port */
 	DROP_STAGE_MISSING = 16,    /* router: the program that has to go on with it is not loaded */
 	DROP_UNBOUND = 20,          /* host: for a port of the pool that no binding uses */
@@ -83,6 +83,13 @@ enum counter {
 
 /* Bindings at one time, all classes. A table of 8,192 costs about 1.5 MB for both directions. */
 #define BINDINGS_MAX 8192
+
+/* Translations of the current tick, in each direction: 32 kB. A power of two, of which 65,536 is 16 times as
+ * many at most (recent.h keeps the rest of a port in four bits). */
+#define RECENT_MAX 4096
+
+/* Where a translation is noted. Programs use the same numbers with TCP and with UDP, so these lie apart. */
+#define RECENT_INDEX(port_class, port) (((port) ^ (port_class) * (RECENT_MAX / CLASSES)) % RECENT_MAX)
 
 /* Remote addresses that bindings have sent to, if inbound packets are filtered by address; the least recently
  * used one makes room. About 1.5 MB, and only filled when the filter is on. */
@@ -149,6 +156,9 @@ enum tcp_state {
 	TCP_SHARED = 16, /* several connections: one that ends does not end the binding */
 };
 
+/* A connection's other end, in one word. */
+#define TCP_PEER(address, port) ((address) ^ (__u32)(port) * 0x10001)
+
 /* Value of `bindings_out`; the key holds the local port. */
 struct binding {
 	__u64 created_ns;   /* CLOCK_MONOTONIC */
@@ -158,7 +168,7 @@ struct binding {
 	__u8 state;         /* enum tcp_state */
 	__u8 flags;         /* enum binding_flag */
 	__u32 seen_tick;    /* low half of the kernel's tick count when seen_ns was set */
-	__u32 zero;
+	__u32 peer;         /* TCP_PEER of the connection that the state is of; 0: any */
 };
 
 enum binding_flag {

@@ -49,12 +49,11 @@ struct reply {
 	__u16 mtu;
 };
 
-/* Never about errors, or about what no single host sent (RFC 1812, section 4.3.2.7). */
+/* Never about errors (RFC 1812, section 4.3.2.7); what no single host sent does not get here. */
 static __always_inline bool may_answer(const struct packet *packet)
 {
 	return packet->kind != KIND_FRAGMENT && packet->kind != KIND_ERROR &&
-	       (packet->ip_protocol != IPPROTO_ICMP || packet->kind == KIND_QUERY) && packet->source &&
-	       !is_multicast(packet->source) && !is_loopback(packet->source);
+	       (packet->ip_protocol != IPPROTO_ICMP || packet->kind == KIND_QUERY);
 }
 
 /* The sum of the first octets of the IP packet; needs `cutting` for room. False: there are fewer. */

@@ -15,6 +15,7 @@
 #include <dnat/abi.h>
 #include <dnat/counters.h>
 #include <dnat/map.h>
+#include <dnat/recent.h>
 
 MAP(bindings_out, HASH, struct port_key, struct binding, BINDINGS_MAX)
 MAP(bindings_in, HASH, struct port_key, struct inward, BINDINGS_MAX)
@@ -84,12 +85,13 @@ enum claim {
 };
 
 static __always_inline enum claim claim_port(const struct host_config *config, __u8 port_class,
-					     __u16 local_port, __u16 unique_port, __u64 now)
+					     __u16 local_port, __u16 unique_port, __u32 peer, __u64 now)
 {
 	struct port_key local = port_key(port_class, local_port);
 	struct port_key unique = port_key(port_class, unique_port);
 	struct inward inward = {.created_ns = now, .port = local_port};
-	struct binding binding = {.created_ns = now, .seen_ns = now, .port = unique_port};
+	struct binding binding = {.created_ns = now, .seen_ns = now, .port = unique_port, .peer = peer};
+	struct recent former = recent_in(port_class, unique_port);
 	enum claim made = CLAIM_MADE;
 	int error = bindings_in_put(&unique, &inward, BPF_NOEXIST);
 
@@ -105,6 +107,7 @@ static __always_inline enum claim claim_port(const struct host_config *config, _
 	binding.idle_seconds = first_idle_seconds(config, port_class);
 	error = bindings_out_put(&local, &binding, BPF_NOEXIST);
 	if (!error) {
+		forget_recent(&former);
 		count(HOST_BINDING_CREATED);
 		return made;
 	}

@@ -214,15 +214,24 @@ static __always_inline bool is_fragment_possible(const struct packet *packet)
 	       !(packet->more_fragments && packet->payload % 8);
 }
 
+/* Of several segments that are longer together than the header can say (BIG TCP), it says 0. */
+static __always_inline __u32 ip_length(const struct __sk_buff *skb, const struct iphdr *ip)
+{
+	if (RARELY(!ip->tot_len) && skb->gso_size)
+		return skb->len - ETH_HLEN;
+	return FROM_BE16(ip->tot_len);
+}
+
 /* Fills in all the rest; false: malformed. To be called after parse_addresses(). */
 static __always_inline bool parse_ports(struct __sk_buff *skb, struct packet *packet)
 {
 	struct iphdr *ip = packet_start(skb) + ETH_HLEN;
-	__u16 fragment, length;
+	__u32 length;
+	__u16 fragment;
 
 	if ((void *)(ip + 1) > packet_end(skb) || ip->version != 4 || ip->ihl < 5)
 		return false;
-	length = FROM_BE16(ip->tot_len);
+	length = ip_length(skb, ip);
 	fragment = FROM_BE16(ip->frag_off);
 	packet->l4 = ETH_HLEN + ip->ihl * 4;
 	packet->quoted = 0;
@@ -259,4 +268,10 @@ static __always_inline bool is_multicast(__be32 address)
 static __always_inline bool is_loopback(__be32 address)
 {
 	return FROM_BE32(address) >> 24 == 127;
+}
+
+/* No router forwards what nobody can have sent (RFC 1812, section 5.3.7). */
+static __always_inline bool is_martian(__be32 source)
+{
+	return is_loopback(source) || is_multicast(source) || !(FROM_BE32(source) >> 24);
 }

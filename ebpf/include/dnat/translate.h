@@ -9,6 +9,7 @@
 #include <dnat/peers.h>
 #include <dnat/pool.h>
 #include <dnat/ports.h>
+#include <dnat/recent.h>
 #include <dnat/scratch.h>
 #include <dnat/tcp_state.h>
 
@@ -97,6 +98,7 @@ static __always_inline struct drawn draw_port(struct __sk_buff *skb, struct draw
 {
 	const struct packet *packet = &draw->packet;
 	struct drawn drawn = {.port = 0, .reason = DROP_POOL_EXHAUSTED};
+	__u32 peer = TCP_PEER(packet->destination, packet->destination_port);
 
 #pragma clang loop unroll(disable)
 	for (__u32 attempt = 0; attempt < DRAW_ATTEMPTS; attempt++) {
@@ -107,7 +109,7 @@ static __always_inline struct drawn draw_port(struct __sk_buff *skb, struct draw
 			continue;
 		/* The first is the program's own. */
 		if (!attempt || !is_bound_locally(skb, packet, port))
-			claim = claim_port(config, packet->port_class, packet->source_port, port, now);
+			claim = claim_port(config, packet->port_class, packet->source_port, port, peer, now);
 		if (claim == CLAIM_LATE)
 			return made_by_another_cpu(packet);
 		mark_bound(packet->port_class, port);
@@ -126,18 +128,39 @@ static __always_inline struct drawn draw_port(struct __sk_buff *skb, struct draw
 	return drawn;
 }
 
+/* Whether an outbound packet may change nothing in its binding but the time of its last use. */
+static __always_inline bool is_plain_out(const struct host_config *config, const struct packet *packet)
+{
+	return !(packet->tcp_flags & (TCP_FLAG_FIN | TCP_FLAG_SYN | TCP_FLAG_RST)) &&
+	       !(config->flags & HOST_FILTERS_BY_ADDRESS);
+}
+
+/* Whether an inbound packet concerns more than its local port. */
+static __always_inline bool is_plain_in(const struct host_config *config, const struct packet *packet)
+{
+	return !(packet->tcp_flags & (TCP_FLAG_FIN | TCP_FLAG_RST)) &&
+	       !(config->flags & (HOST_FILTERS_BY_ADDRESS | HOST_INBOUND_REFRESHES));
+}
+
 /* At most one packet in each tick reads the clock and writes. */
 static __always_inline void refresh(const struct host_config *config, struct binding *binding,
-				    const struct packet *packet)
+				    const struct packet *packet, const struct recent *recent)
 {
 	__u32 tick = ticks();
 
+	if (!is_tcp_use(binding, packet))
+		return;
 	if (binding->seen_tick != tick) {
 		binding->seen_tick = tick;
 		binding->seen_ns = bpf_ktime_get_ns();
 	}
 	if (packet->port_class == CLASS_TCP)
-		set_tcp_state(config, binding, tcp_after_sending(binding->state, packet->tcp_flags));
+		note_tcp_sent(config, binding, packet);
+	/* After a SYN or a reset the next segment changes the state, whatever it is. */
+	if (packet->port_class != CLASS_TCP || tcp_after_sending(binding->state, 0) == binding->state)
+		note_recent(recent, binding->port);
+	else
+		forget_recent(recent);
 	if (config->flags & HOST_FILTERS_BY_ADDRESS)
 		note_peer(packet, binding->port, bpf_ktime_get_ns());
 }
@@ -157,16 +180,23 @@ static __always_inline struct drawn unique_port(struct __sk_buff *skb, struct pa
 	struct port_key local = port_key(packet->port_class, packet->source_port);
 	struct drawn drawn = {.port = 0, .reason = DROP_ERROR_UNBOUND};
 	struct binding *binding;
+	struct recent recent;
 	struct draw *draw;
+	__u16 port;
 	__u64 now;
 
 	if (quotes_another(packet, packet->source_port))
 		return drawn;
+	recent = recent_out(packet->port_class, packet->source_port);
+	if (is_plain_out(config, packet) && recall(&recent, &port)) {
+		drawn.port = port;
+		return drawn;
+	}
 	binding = bindings_out_get(&local);
 	if (binding) {
 		drawn.port = binding->port;
 		if (packet->kind != KIND_ERROR)
-			refresh(config, binding, packet);
+			refresh(config, binding, packet, &recent);
 		return drawn;
 	}
 	if (packet->kind == KIND_ERROR)
@@ -191,11 +221,10 @@ static __always_inline bool admit(const struct host_config *config, const struct
 				  const struct inward *inward)
 {
 	struct port_key local = port_key(packet->port_class, inward->port);
+	struct recent recent = recent_out(packet->port_class, inward->port);
 	struct binding *binding;
 
-	if (packet->kind == KIND_ERROR ||
-	    !((packet->tcp_flags & (TCP_FLAG_FIN | TCP_FLAG_RST)) ||
-	      (config->flags & (HOST_FILTERS_BY_ADDRESS | HOST_INBOUND_REFRESHES))))
+	if (packet->kind == KIND_ERROR || is_plain_in(config, packet))
 		return true;
 	binding = bindings_out_get(&local);
 	if (!binding || binding->port != packet->destination_port)
@@ -204,7 +233,10 @@ static __always_inline bool admit(const struct host_config *config, const struct
 		return false;
 	if (config->flags & HOST_INBOUND_REFRESHES)
 		binding->seen_ns = bpf_ktime_get_ns();
-	set_tcp_state(config, binding, tcp_after_receiving(binding->state, packet->tcp_flags));
+	note_tcp_received(config, binding, packet);
+	/* What is sent after a reset shall tell the binding. */
+	if (packet->tcp_flags & TCP_FLAG_RST)
+		forget_recent(&recent);
 	return true;
 }
 
@@ -216,13 +248,18 @@ static __always_inline enum inbound local_port(const struct host_config *config,
 {
 	struct port_key unique = port_key(packet->port_class, packet->destination_port);
 	const struct inward *inward;
+	struct recent recent;
 
 	/* A look-up in an array spares most packets the one in a hash. */
 	if (is_native(unique.port_class, unique.port) || quotes_another(packet, unique.port))
 		return INBOUND_NATIVE;
+	recent = recent_in(unique.port_class, unique.port);
+	if (is_plain_in(config, packet) && recall(&recent, port))
+		return INBOUND_TRANSLATED;
 	inward = bindings_in_get(&unique);
 	if (!inward)
 		return is_in_pool(unique.port_class, unique.port) ? INBOUND_UNBOUND : INBOUND_NATIVE;
 	*port = inward->port;
+	note_recent(&recent, inward->port);
 	return admit(config, packet, inward) ? INBOUND_TRANSLATED : INBOUND_FILTERED;
 }

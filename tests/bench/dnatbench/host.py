@@ -22,7 +22,7 @@ from dnat.dataplane.host import HostPlane
 from dnat.system import netns
 from dnat.types import PortRange, Protocol
 from dnatbench.kernel import Module
-from dnatbench.measure import Summary, interleave, ratio
+from dnatbench.measure import Samples, Summary, interleave, one_cpu, ratio
 from dnatbench.topology import run as run_in
 
 NONE, EMPTY, NATIVE, TRANSLATED = "no data plane", "empty programs", "native", "translated"
@@ -30,6 +30,8 @@ _EXTERNAL, _REMOTE = "198.51.100.1", "203.0.113.2"
 _LAN, _GATEWAY = "10.66.0.11", "10.66.0.1"
 _LOCAL_PORTS = {NONE: 20000, EMPTY: 20000, NATIVE: 20000, TRANSLATED: 4000}
 _WORDS = b"x" * 128
+_TURNS = 10
+"""In each round, of requests."""
 
 
 class _Host:
@@ -129,16 +131,31 @@ class _Host:
             thread.join()
         return octets * 8 / spent / 1e9
 
-    def requests(self, count: int) -> float:
-        """Requests and answers of 128 octets, one after the other, in thousands a second."""
-        with self.connection() as (client, server):
-            started = time.perf_counter()
-            for _ in range(count):
-                client.send(_WORDS)
-                server.recv(256)
-                server.send(_WORDS)
-                client.recv(256)
-            return count / (time.perf_counter() - started) / 1e3
+
+def _requests(client: socket.socket, server: socket.socket, count: int) -> float:
+    """Requests and answers of 128 octets, one after the other, in thousands a second."""
+    started = time.perf_counter()
+    for _ in range(count):
+        client.send(_WORDS)
+        server.recv(256)
+        server.send(_WORDS)
+        client.recv(256)
+    return count / (time.perf_counter() - started) / 1e3
+
+
+def _bulk_samples(hosts: list[_Host], rounds: int, megabytes: int) -> Samples:
+    return interleave({host.kind: (lambda host=host: host.bulk(megabytes << 20)) for host in hosts}, rounds)
+
+
+def _request_samples(hosts: list[_Host], rounds: int, requests: int) -> Samples:
+    """In turns of a few milliseconds, on one CPU: what differs is little beside what the machine does meanwhile."""
+    with ExitStack() as stack:
+        stack.enter_context(one_cpu())
+        ends = {host.kind: stack.enter_context(host.connection()) for host in hosts}
+        count = requests // _TURNS
+        return interleave(
+            {kind: (lambda pair=pair: _requests(*pair, count)) for kind, pair in ends.items()}, rounds * _TURNS
+        )
 
 
 def run(rounds: int, megabytes: int, requests: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -146,14 +163,13 @@ def run(rounds: int, megabytes: int, requests: int, say: Callable[[str], None]) 
     rows = []
     with ExitStack() as stack:
         hosts = [stack.enter_context(_Host(kind)) for kind in (NONE, EMPTY, NATIVE, TRANSLATED)]
-        measures: dict[str, Callable[[_Host], float]] = {
-            "bulk, Gbit/s": lambda host: host.bulk(megabytes << 20),
-            "requests, 1000/s": lambda host: host.requests(requests),
+        measures: dict[str, Callable[[], Samples]] = {
+            "bulk, Gbit/s": lambda: _bulk_samples(hosts, rounds, megabytes),
+            "requests, 1000/s": lambda: _request_samples(hosts, rounds, requests),
         }
-        for measure, sample in measures.items():
+        for measure, take in measures.items():
             say(f"host, TCP {measure}")
-            variants = {host.kind: (lambda host=host, sample=sample: sample(host)) for host in hosts}
-            samples = interleave(variants, rounds)
+            samples = take()
             rows += [
                 {
                     "measure": measure,

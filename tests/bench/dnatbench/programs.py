@@ -19,7 +19,7 @@ from bpf_bench import EXTERNAL, NATIVE, REMOTE, Bench, HostBench, RouterBench, u
 from scapy.packet import Packet
 from xdp_bench import RouterXdpBench, build_wires
 
-from dnat.dataplane import loader
+from dnat.dataplane import abi, loader
 from dnat.dataplane.bpf import program_test_run
 from dnat.system import netns
 from dnat.types import PortRange, Protocol
@@ -30,6 +30,8 @@ EMPTY = {"tc": "empty program (TC)", "xdp": "empty program (XDP)"}
 _HEADER = 64
 _POOL = PortRange(30000, 34095)
 _LOCAL_PORT = 4000
+_RIVALS = (4096, 4096 + abi.RECENT_MAX)
+"""Local ports that displace each other's entry in ``recent_out``; the first is where the source port begins."""
 _IN = {"src": REMOTE, "dst": EXTERNAL}
 
 
@@ -55,9 +57,9 @@ class _Restored:
         self._templates = self._module.map("templates")
         self._targets = {hook: self._module.map(f"{hook}_targets") for hook in ("tc", "xdp")}
 
-    def sample(self, hook: str, program: int, packet: bytes, runs: int, ports: int = 0) -> float:
-        """CPU nanoseconds of one run, the restoring included."""
-        self._templates.put(struct.pack("=I", 0), packet[:_HEADER] + struct.pack("=2I", ports, 0))
+    def sample(self, hook: str, program: int, packet: bytes, runs: int, ports: int = 0, step: int = 1) -> float:
+        """CPU nanoseconds of one run, the restoring included; the source port takes turns over ``ports``."""
+        self._templates.put(struct.pack("=I", 0), packet[:_HEADER] + struct.pack("=4I", ports, step, 0, 0))
         self._targets[hook].put(struct.pack("=I", 0), struct.pack("=i", program))
         started = time.thread_time_ns()
         program_test_run(self._entries[hook], packet, repeat=runs)
@@ -111,6 +113,13 @@ def _variants(
 
         return sample
 
+    def looked_up() -> float:
+        for number, local_port in enumerate(_RIVALS, 1):
+            host.bind(Protocol.UDP, local_port, unique ^ number)
+        packet = bytes(_long(udp(_LOCAL_PORT, 7)))
+        program = host._programs["host_out"]
+        return restored.sample("tc", program, packet, effort.runs, ports=len(_RIVALS), step=_RIVALS[1] - _RIVALS[0])
+
     def first() -> float:
         for name in ("bindings_out", "bindings_in"):
             table = host.plane._maps[name]
@@ -136,6 +145,7 @@ def _variants(
         "parse only (TC)": hit("tc", peers.program("tc_parse"), outward),
         "host out, native": ours(host, "host_out", outward),
         "host out, translated": ours(host, "host_out", udp(_LOCAL_PORT, 7)),
+        "host out, translated, from the table": looked_up,
         "host out, first packet of a binding": first,
         "host in, native": ours(host, "host_in", inward),
         "host in, translated": ours(host, "host_in", udp(7, unique, **_IN)),

@@ -10,7 +10,9 @@
 struct template {
 	__u8 header[HEADER];
 	__u32 ports; /* 0: the packet as it is; else the UDP source port changes, over so many ports */
+	__u32 step; /* from one of them to the next */
 	__u32 next;
+	__u32 zero;
 };
 
 BPF_ARRAY(templates, struct template, 1);
@@ -26,7 +28,7 @@ static __always_inline int restore(void *data, void *end)
 		return 0;
 	__builtin_memcpy(data, template->header, HEADER);
 	if (template->ports) {
-		*(__u16 *)(data + UDP_SOURCE) = __builtin_bswap16(FIRST_PORT + template->next);
+		*(__u16 *)(data + UDP_SOURCE) = __builtin_bswap16(FIRST_PORT + template->next * template->step);
 		template->next = template->next + 1 < template->ports ? template->next + 1 : 0;
 	}
 	return 1;
