@@ -35,6 +35,7 @@ EXIT_CODES = (
     (5, "dnat is not up here"),
     (70, "an error of dnat itself; DNAT_DEBUG=1 shows where"),
     (130, "interrupted"),
+    (141, "whoever read the output went away, as `head` does"),
 )
 FILES = (
     ("/etc/dnat/dnat.toml", "configuration"),

@@ -27,6 +27,7 @@ REFUSED = {
         "show leases --filter port=abc": "port=5060",
         "show leases --sort nothing": "expires_in",
         "show leases --sort -": "expires_in",
+        "show --count 2": "--watch",
         "whois 198.51.100.1:10000": 'the role "server"',
         "drain": 'the role "server"',
         "key install /bin/true": "dnat-key-1:",
@@ -44,6 +45,7 @@ REFUSED = {
         "invalidate x": "5060 or 20000-20009",
         "invalidate --host x": "198.51.100.1",
         "drain x": "198.51.100.1",
+        "drain 198.51.100.1": "no address would be left",
         "drain 192.0.2.1": "no external address of this server",
         "whois 198.51.100.1": "198.51.100.1:40012",
         "whois 198.51.100.1:10000 --at 0001-01-01T00:00+14:00": "no time",
@@ -89,6 +91,9 @@ def test_outputs(routed_lab: Lab, name: str) -> None:
         assert closed.stderr == "", command
         first = node.run("sh", "-c", f"dnatctl {command} | head -1")
         assert (len(first.stdout.splitlines()), first.stderr) == (1, ""), command
+        if again:
+            ended = f"dnatctl {command} | head -1; exit ${{PIPESTATUS[0]}}"
+            assert node.run("bash", "-c", ended, code=141).stderr == "", command
         silent = node.run("sh", "-c", f"exec dnatctl {command}{again} >&- 2>&-")
         assert silent.stderr == "", command
 
