@@ -115,6 +115,36 @@ def test_init_writes_what_up_understands_and_replaces_nothing_unasked(
     assert 'server = "10.9.0.7"' in target.read_text()
 
 
+def test_init_asks_again_and_writes_nothing_before_the_last_answer(
+    namespace: Callable[[str], str], tmp_path: Path
+) -> None:
+    name, target = namespace("asked"), tmp_path / "dnat.toml"
+    for interface, address in (("eth0", "198.51.100.1/30"), ("eth1", "10.9.0.1/24")):
+        ip(name, f"link add {interface} type veth peer name far{interface}; addr add {address} dev {interface}")
+        ip(name, f"link set {interface} up; link set far{interface} up")
+    ip(name, "route add default via 198.51.100.2")
+
+    def init(answers: str, *options: str) -> subprocess.CompletedProcess[str]:
+        argv = [DNATCTL, "init", "--config", str(target), *options]
+        with netns.enter(name):
+            return subprocess.run(argv, input=answers, capture_output=True, text=True, check=False)
+
+    for answers, options, word in (
+        ("", (), "nothing was written"),
+        ("router\neth1\n", (), "nothing was written"),
+        ("", ("--yes", "--role", "host", "--external", "198.51.100.1"), "--external is not for a host"),
+        ("", ("--yes", "--server", "10.9.0.7"), "--server is not for a router"),
+    ):
+        refused = init(answers, *options)
+        assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
+        assert word in refused.stderr and not target.exists()
+    # No role, no interface, the LAN's once more, no address.
+    said = init("phone\n\neth9\neth1\neth1\neth0\n198.51.100\n198.51.100.1, 198.51.100.9\n")
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.count("Error: ") == 4 and 'Error: "198.51.100" is no IPv4 address' in said.stdout
+    assert 'external_addresses = ["198.51.100.1", "198.51.100.9"]' in target.read_text()
+
+
 @pytest.mark.parametrize("protocol", ["udp", "tcp"])
 def test_ping_from_outside(lab: Lab, protocol: str) -> None:
     phone, ext = lab["phone1"], lab["ext"]

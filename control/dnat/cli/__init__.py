@@ -89,6 +89,8 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
+        if sys.stdin.isatty():
+            click.echo(err=True)
         sys.exit(130)
     except DnatError as error:
         _fail(str(error), error.exit_code)
