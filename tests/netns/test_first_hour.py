@@ -35,6 +35,13 @@ def test_a_healthy_host_and_router(lab: Lab) -> None:
     assert "answers" in _findings(lab["phone1"], 0)["server"][0]["text"]
 
 
+def test_nobody_else_than_root_is_told_what_only_root_can_see(lab: Lab) -> None:
+    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "dnatctl", "doctor", "-o", "json")
+    done = lab["router"].run(*nobody)
+    found = {one["check"]: one for one in json.loads(done.stdout)["findings"]}
+    assert (found["firewall"]["level"], "sudo" in found["firewall"]["advice"], done.stderr) == ("warn", True, "")
+
+
 def test_a_program_on_a_port_that_is_not_leased(lab: Lab) -> None:
     phone = lab["phone1"]
     with phone.socket(2, 7999):
@@ -62,7 +69,9 @@ def test_a_host_without_cable_route_or_server(namespace: Callable[[str], str]) -
         report = json.loads(_doctor(name))
         return {one["check"]: one for one in report["findings"]}
 
-    assert "no default route" in doctor()["routes"]["text"]
+    found = doctor()
+    assert "no default route" in found["interfaces"]["text"], "said once, not by each check that needs it"
+    assert not {"routes", "arp", "mtu", "server"} & found.keys()
     ip(name, "link add eth0 type veth peer name far; addr add 10.9.0.2/24 dev eth0; link set eth0 up; link set far up")
     ip(name, "route add default via 10.9.0.1")
     found = doctor()
