@@ -225,8 +225,8 @@ def ensure(journal: Journal, translation: Translation) -> list[str]:
     """
     external, ports = str(translation.external), str(translation.ports)
     lan = links.interface(translation.lan)
-    with rtnetlink.socket("read the networks beside the default route") as rtnl:
-        elsewhere = routes.beside_default(rtnl, lan.index)
+    with rtnetlink.refusals("read the networks beside the default route"):
+        elsewhere = routes.beside_default(lan.index)
     entry = journal.find(KIND, SUBJECT)
     facts = entry.facts if entry else {"addresses": [external], "ports": ports}
     settled = facts == {"addresses": [external], "ports": ports}
