@@ -28,7 +28,7 @@ home=$PREFIX/lib/dnat
 tree=$DESTDIR$home
 site=$tree/lib/python$own/site-packages
 
-rm -rf "$tree"
+rm -rf "$tree" "$DESTDIR$PREFIX/share/doc/dnat"
 install -d "$tree/bin" "$site"
 cat > "$tree/pyvenv.cfg" <<END
 home = /usr/bin
@@ -89,8 +89,6 @@ ln -sfn ../dnat "$DESTDIR/etc/NetworkManager/dispatcher.d/pre-up.d/dnat"
 [ -e "$DESTDIR/etc/dnat/dnat.toml" ] || install -D -m 644 packaging/dnat.toml "$DESTDIR/etc/dnat/dnat.toml"
 
 PYTHONPATH=$site PYTHONDONTWRITEBYTECODE=1 "$PYTHON" packaging/documents.py install "$DESTDIR$PREFIX/share"
-install -d "$DESTDIR$PREFIX/share/doc/dnat"
-install -m 644 README.md CHANGELOG.md docs/*.md docs/*.svg "$DESTDIR$PREFIX/share/doc/dnat"
 
 if [ -z "$DESTDIR" ]; then
     "$home/bin/python3" -m compileall -q "$home/lib" || true

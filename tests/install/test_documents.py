@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,26 @@ def test_the_reference_is_that_of_this_code() -> None:
     """`make reference` writes it."""
     done = subprocess.run([sys.executable, PROGRAM, "reference"], check=True, capture_output=True, text=True)
     assert (REPOSITORY / "docs/reference.md").read_text() == done.stdout
+
+
+def _anchors(page: Path) -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = re.findall("^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_of_installed_documents_lead_somewhere(share: Path) -> None:
+    """So those of the repository do, too: it is the same tree."""
+    pages = sorted((share / "doc/dnat").rglob("*.md"))
+    assert len(pages) > 15
+    for page in pages:
+        text = re.sub("^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+        for path, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)]*)\)", text):
+            if "://" in path:
+                continue
+            target = page.parent / path if path else page
+            assert target.exists(), f"{page.name}: {path}"
+            assert not anchor or anchor in _anchors(target), f"{page.name}: {path}#{anchor}"
 
 
 @pytest.mark.skipif(shutil.which("man") is None, reason="man-db is not installed")
