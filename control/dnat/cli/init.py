@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from dnat import config as configuration
+from dnat import files
 from dnat.cli import words
 from dnat.errors import PlatformError, UsageError
 from dnat.guess import Plan, check, foreign, guess, render
@@ -135,11 +136,9 @@ def _says_something(path: Path) -> bool:
 
 def _write(path: Path, text: str) -> None:
     """Whole or not at all. Raises PlatformError."""
-    new = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        new.write_text(text, encoding="utf-8")
-        new.replace(path)
+        files.replace(path, text.encode())
     except OSError as error:
         advice = "; run this with sudo" if isinstance(error, PermissionError) else ""
         raise PlatformError(f"{path} cannot be written: {error.strerror}{advice}") from None
