@@ -78,8 +78,12 @@ def test_a_host_without_cable_route_or_server(namespace: Callable[[str], str]) -
     assert found["programs"]["level"] == "ok", "the kernel takes them, although nothing is up"
     assert (found["arp"]["level"], found["server"]["level"]) == ("fail", "fail")
     assert not (Path("/run/dnat") / name / "journal.json").exists(), "doctor changes nothing"
+    assert found["firewall"]["level"] == "ok"
     ip(name, "link set far down")
-    assert "no link" in doctor()["interfaces"]["text"]
+    run(name, "iptables-legacy", "-P", "INPUT", "DROP")
+    found = doctor()
+    assert "no link" in found["interfaces"]["text"]
+    assert (found["firewall"]["level"], "iptables-legacy -S" in found["firewall"]["advice"]) == ("warn", True)
 
 
 def _doctor(name: str) -> str:

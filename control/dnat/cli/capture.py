@@ -41,6 +41,8 @@ def capture(
 
     if (interface is None) == (source is None):
         raise UsageError("say either where to capture (-i eth0) or what to read (-r call.pcap)")
+    if source is not None and (pcap or seconds or count):
+        raise UsageError("--write, --seconds and --count are for an interface: dnatctl capture -i eth0")
     if call is not None:
         if source is None:
             raise UsageError("a call is drawn from a file: dnatctl capture -r call.pcap --call all")

@@ -8,6 +8,7 @@ from typing import Any
 
 from dnat.doctor.findings import Finding, Patient, not_tried
 from dnat.system import nft
+from dnat.system.guests import legacy_tables
 
 _MANAGERS = {
     "systemd-networkd": (
@@ -49,6 +50,14 @@ def firewalls(patient: Patient) -> Iterator[Finding]:
             "allow "
             + ("packets between WAN and LAN in it" if chain["hook"] == "forward" else "the leased ports in it")
             + f": nft list chain {where}",
+        )
+    if "filter" in legacy_tables():
+        found = True
+        yield Finding(
+            "firewall",
+            "warn",
+            "iptables-legacy has a table filter, which was not looked into",
+            "iptables-legacy -S: see that INPUT lets leased ports in, and FORWARD packets between WAN and LAN",
         )
     if not found:
         yield Finding("firewall", "ok", "none that drops by default")

@@ -191,6 +191,14 @@ def _set(field: str, address: str) -> Json:
     return {"mangle": {"key": payload("ip", field), "value": address}}
 
 
+def legacy_tables() -> list[str]:
+    """Tables of iptables-legacy in this network namespace, of which nft knows nothing. For root's eyes only."""
+    try:
+        return _LEGACY_TABLES.read_text(encoding="ascii").split()
+    except FileNotFoundError:
+        return []
+
+
 def masquerader() -> str | None:
     """Who else translates the sources of what this machine forwards, as a person finds it; None: nobody.
 
@@ -198,11 +206,8 @@ def masquerader() -> str | None:
     """
     if not any(sysctl.read(f"net/ipv4/conf/{each.name}/forwarding") == "1" for each in _CONF.iterdir()):
         return None
-    try:
-        if "nat" in _LEGACY_TABLES.read_text(encoding="ascii").split():
-            return "iptables-legacy -t nat"
-    except FileNotFoundError:
-        pass
+    if "nat" in legacy_tables():
+        return "iptables-legacy -t nat"
     for chain in nft.base_chains():
         foreign = not chain["table"].startswith(OWN_PREFIX) and chain["family"] in ("ip", "inet")
         if foreign and (chain["type"], chain["hook"]) == ("nat", "postrouting"):

@@ -76,9 +76,10 @@ def default_gateway(name: str | None = None) -> Uplink:
                 # A gateway outside of the interface's networks (an on-link route) leaves the primary address.
                 address = link.address_beside(route.gateway) or link.addresses[0].ip
                 return Uplink(link.name, link.index, route.gateway, address)
+    down = ", ".join(link.name for link in by_index.values() if not link.up)
     raise PlatformError(
         f"there is no default route through a gateway{f' on {name}' if name else ''}, so no way to find the router: "
-        "connect the LAN, or add the route"
+        f"connect the LAN{f' (down: {down})' if down else ''}, or add the route"
     )
 
 
