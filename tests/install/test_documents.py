@@ -59,12 +59,17 @@ def test_manual_pages_are_well_formed(share: Path) -> None:
         assert "SYNOPSIS" in done.stdout or page.suffix == ".5"
 
 
-def test_bash_completes_commands_and_options(share: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("sho", "show"), ("show --wat", "--watch"), ("show -o j", "json"), ("key rev", "revoke"), ("capture -i l", "lo")],
+)
+def test_bash_completes(share: Path, words: str, expected: str) -> None:
     script = share / "bash-completion/completions/dnatctl"
     subprocess.run(["bash", "-n", script], check=True)
     ask = (
-        f"source {script}; COMP_WORDS=(dnatctl sho); COMP_CWORD=1; _dnatctl_completion dnatctl; echo ${{COMPREPLY[@]}}"
+        f"source {script}; COMP_WORDS=(dnatctl {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1));"
+        " _dnatctl_completion dnatctl; echo ${COMPREPLY[@]}"
     )
     path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
     done = subprocess.run(["bash", "-c", ask], check=True, capture_output=True, text=True, env={"PATH": path})
-    assert done.stdout.split() == ["show"]
+    assert expected in done.stdout.split()

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
+from dnat.cli.completion import interfaces
 from dnat.errors import PlatformError, UsageError
 
 
 @click.command()
-@click.option("-i", "--interface", help="Capture here until Ctrl-C.")
+@click.option("-i", "--interface", shell_complete=interfaces, help="Capture here until Ctrl-C.")
 @click.option("-r", "--read", "source", type=click.Path(path_type=Path), help="Read this pcap file instead.")
 @click.option("-w", "--write", "pcap", type=click.Path(path_type=Path), help="Write every packet to this pcap file.")
 @click.option("--seconds", type=click.FloatRange(min=0.1), help="Stop after so long.")

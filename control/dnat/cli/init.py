@@ -11,6 +11,7 @@ import click
 from dnat import config as configuration
 from dnat import files
 from dnat.cli import words
+from dnat.cli.completion import interfaces
 from dnat.errors import PlatformError, UsageError
 from dnat.guess import Plan, check, foreign, guess, render
 from dnat.instance import Instance
@@ -21,8 +22,8 @@ from dnat.system import links
 @click.option(
     "--role", type=click.Choice(["host", "router"]), help="What this machine is; a router is the server, too."
 )
-@click.option("--lan", metavar="INTERFACE", help="LAN interface.")
-@click.option("--wan", metavar="INTERFACE", help="WAN interface of a router.")
+@click.option("--lan", metavar="INTERFACE", shell_complete=interfaces, help="LAN interface.")
+@click.option("--wan", metavar="INTERFACE", shell_complete=interfaces, help="WAN interface of a router.")
 @click.option("--external", metavar="ADDRESS", multiple=True, help="Address that hosts share; may be repeated.")
 @click.option("--server", metavar="ADDRESS", help="PAP server of a host, if it is not the default gateway.")
 @click.option("--config", "path", type=click.Path(path_type=Path), help="File to write.  [/etc/dnat/dnat.toml]")

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from dnat.cli import console
+from dnat.cli.completion import nodes
 from dnat.cli.console import output_option
 from dnat.errors import UsageError
 
@@ -137,7 +138,7 @@ def status(output: str, prefix: str) -> None:
 
 
 @lab.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.argument("node")
+@click.argument("node", shell_complete=nodes)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @_prefix
 def exec_(node: str, command: tuple[str, ...], prefix: str) -> None:
