@@ -21,6 +21,7 @@ PYTHONS=${PYTHONS:-}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "$PYTHON" -m venv "$work/pip"
+say() { printf '==> %s\n' "$*" >&2; }
 pip() { "$work/pip/bin/python" -m pip --quiet --disable-pip-version-check "$@" 2> >(grep -v '^WARNING:' >&2); }
 
 own=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -38,11 +39,13 @@ END
 ln -s "$(readlink -f "$PYTHON")" "$tree/bin/python$own"
 ln -s /usr/bin/python3 "$tree/bin/python3"
 mapfile -t packages < <("$PYTHON" packaging/requirements.py)
+say "Python packages, into $tree"
 pip install --no-compile --target "$site" "${packages[@]}"
 rm -rf build/lib build/bdist*
 headers=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("include"))')
 if [ -z "${COMPILE:-}" ] && command -v cc > /dev/null && [ -e "$headers/Python.h" ]; then COMPILE=1; fi
 if [ "${COMPILE:-0}" = 1 ]; then
+    say "the port server's modules are compiled: a minute or so (COMPILE=0 goes without)"
     pip install mypy setuptools wheel
     DNAT_COMPILE=1 pip install --no-build-isolation --no-compile --no-deps --target "$site" .
 else
