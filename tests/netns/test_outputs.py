@@ -68,15 +68,18 @@ def test_what_cannot_be_is_refused_in_a_sentence(routed_lab: Lab, name: str) -> 
 def test_places_that_cannot_be_written(routed_lab: Lab, tmp_path: Path) -> None:
     phone = routed_lab["phone1"]
     before = phone.leases()
+    (directory := tmp_path / "directory").mkdir()
+    (file := tmp_path / "file").touch()
     for arguments in (
         "provision baresip --user alice --password x --directory /proc/there",
-        "provision baresip --user alice --password x --directory /etc/passwd",
+        f"provision baresip --user alice --password x --directory {file}",
         "init --yes --config /proc/there",
-        "init --yes --config /etc --force",
+        f"init --yes --config {directory} --force",
     ):
         done = phone.dnatctl(*arguments.split(), code=PLATFORM)
         assert len(done.stderr.splitlines()) == 1 and "sudo" not in done.stderr, done.stderr
     assert phone.leases() == before, "nothing was leased for a phone that cannot be written down"
+    assert sorted(tmp_path.iterdir()) == [directory, file]
 
 
 @pytest.mark.parametrize("name", ["phone1", "router"])
