@@ -112,6 +112,7 @@ def test_flows_follow_what_changes(place: Place) -> None:
 def test_more_flows_to_one_destination_than_ports(place: Place) -> None:
     """However slowly they come, each gets through: what is over a limit, as if dnat were not there."""
     place.ensure(ports=OTHER_PORTS)
+    run(place.host.namespace, "sysctl", "-qw", "net.netfilter.nf_conntrack_udp_timeout=600")
     with ExitStack() as stack:
 
         def new() -> str:
