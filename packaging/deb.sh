@@ -25,6 +25,7 @@ sed "s/@VERSION@/$version/; s/@ARCHITECTURE@/$architecture/; s/@SIZE@/$size/" pa
 install -m 755 packaging/deb/{postinst,prerm,postrm} "$tree/DEBIAN"
 (cd "$tree" && find usr lib -type f -print0 | sort -z | xargs -0 md5sum) > "$tree/DEBIAN/md5sums"
 chmod -R u=rwX,go=rX "$tree"
+printf '==> %s\n' "packing $package" >&2
 install -d dist
 # xz takes ten times as long and saves a sixth; dpkg 1.21.18, of Debian 12, is the first that reads zstd.
 dpkg-deb --build --root-owner-group -Zzstd -z12 "$tree" "$package" > /dev/null

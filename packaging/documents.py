@@ -1,7 +1,7 @@
-"""Writes what can be said from the code alone: docs/reference.md, the manual pages and the shell completions.
+"""Writes what can be said from the code alone, and puts documents where they are read.
 
 documents.py reference              docs/reference.md on standard output
-documents.py install SHARE          manual pages and completions below SHARE
+documents.py install SHARE          documents, manual pages and completions below SHARE
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ EXIT_CODES = (
     (5, "dnat is not up here"),
     (70, "an error of dnat itself; DNAT_DEBUG=1 shows where"),
     (130, "interrupted"),
+    (141, "whoever read the output went away, as `head` does"),
 )
+DOCUMENTS = ("README.md", "CHANGELOG.md", "docs/*.md", "docs/*.svg", "docs/*.json", "ebpf/README.md")
 FILES = (
     ("/etc/dnat/dnat.toml", "configuration"),
     ("/etc/netns/NAME/dnat/dnat.toml", "configuration in the network namespace NAME"),
@@ -251,7 +253,14 @@ def completion(shell: str) -> str:
 
 
 def install(share: Path) -> None:
-    """Write manual pages and completions below ``share``."""
+    """Write documents, manual pages and completions below ``share``."""
+    root = Path(__file__).parents[1]
+    for pattern in DOCUMENTS:
+        for document in root.glob(pattern):
+            # In the same tree, so that their links lead somewhere.
+            target = share / "doc/dnat" / document.relative_to(root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(document.read_bytes())
     files = {f"man/{name}": text for name, text in manual_pages()}
     files |= {path: completion(shell) for shell, path in COMPLETIONS.items()}
     for name, text in files.items():

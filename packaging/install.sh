@@ -21,6 +21,7 @@ PYTHONS=${PYTHONS:-}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "$PYTHON" -m venv "$work/pip"
+say() { printf '==> %s\n' "$*" >&2; }
 pip() { "$work/pip/bin/python" -m pip --quiet --disable-pip-version-check "$@" 2> >(grep -v '^WARNING:' >&2); }
 
 own=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -28,7 +29,7 @@ home=$PREFIX/lib/dnat
 tree=$DESTDIR$home
 site=$tree/lib/python$own/site-packages
 
-rm -rf "$tree"
+rm -rf "$tree" "$DESTDIR$PREFIX/share/doc/dnat"
 install -d "$tree/bin" "$site"
 cat > "$tree/pyvenv.cfg" <<END
 home = /usr/bin
@@ -38,11 +39,13 @@ END
 ln -s "$(readlink -f "$PYTHON")" "$tree/bin/python$own"
 ln -s /usr/bin/python3 "$tree/bin/python3"
 mapfile -t packages < <("$PYTHON" packaging/requirements.py)
+say "Python packages, into $tree"
 pip install --no-compile --target "$site" "${packages[@]}"
 rm -rf build/lib build/bdist*
 headers=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("include"))')
 if [ -z "${COMPILE:-}" ] && command -v cc > /dev/null && [ -e "$headers/Python.h" ]; then COMPILE=1; fi
 if [ "${COMPILE:-0}" = 1 ]; then
+    say "the port server's modules are compiled: a minute or so (COMPILE=0 goes without)"
     pip install mypy setuptools wheel
     DNAT_COMPILE=1 pip install --no-build-isolation --no-compile --no-deps --target "$site" .
 else
@@ -89,8 +92,6 @@ ln -sfn ../dnat "$DESTDIR/etc/NetworkManager/dispatcher.d/pre-up.d/dnat"
 [ -e "$DESTDIR/etc/dnat/dnat.toml" ] || install -D -m 644 packaging/dnat.toml "$DESTDIR/etc/dnat/dnat.toml"
 
 PYTHONPATH=$site PYTHONDONTWRITEBYTECODE=1 "$PYTHON" packaging/documents.py install "$DESTDIR$PREFIX/share"
-install -d "$DESTDIR$PREFIX/share/doc/dnat"
-install -m 644 README.md CHANGELOG.md docs/*.md docs/*.svg "$DESTDIR$PREFIX/share/doc/dnat"
 
 if [ -z "$DESTDIR" ]; then
     "$home/bin/python3" -m compileall -q "$home/lib" || true

@@ -59,6 +59,12 @@ def lacking(plan: Plan) -> str | None:
     return "--lan and --wan that differ" if plan.lan == plan.wan else None
 
 
+def foreign(role: str, given: Plan) -> str | None:
+    """An option that was given and says nothing about a machine with this role."""
+    options = {"--wan": given.wan, "--external": given.external} if role == "host" else {"--server": given.server}
+    return next((option for option, value in options.items() if value), None)
+
+
 def check(plan: Plan, known: Sequence[Interface]) -> None:
     """Raises UsageError for an interface that is not there, an address that is none, or what is missing."""
     names = [link.name for link in known]

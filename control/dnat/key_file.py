@@ -8,6 +8,7 @@ import re
 import stat
 from pathlib import Path
 
+from dnat import files
 from dnat.errors import PlatformError, UsageError
 from dnat.pap.auth import HMAC_SHA_256, Key
 
@@ -48,19 +49,8 @@ def load(path: Path) -> Key | None:
 
 def save(path: Path, key: Key) -> None:
     """Replace the file in one step, durably. Raises PlatformError."""
-    fresh = path.with_suffix(".new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh.unlink(missing_ok=True)
-        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
-            file.write(to_text(key) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        files.replace(path, f"{to_text(key)}\n".encode(), durable=True, mode=0o600)
     except OSError as error:
         raise PlatformError(f"the key {path} cannot be written: {error}") from None

@@ -24,10 +24,3 @@ def test_a_block(routed_lab: Lab, node: str, text: str) -> None:
         # The tests are root already; the machine may not have sudo.
         done = routed_lab[node].run("bash", "-c", command.removeprefix("sudo "))
         assert done.stdout.strip(), f"{command} says nothing"
-
-
-@pytest.mark.parametrize("path", sorted(DOCUMENTS.glob("*.md")), ids=lambda path: path.name)
-def test_links_lead_somewhere(path: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
-        if "://" not in target:
-            assert (path.parent / target).exists(), target

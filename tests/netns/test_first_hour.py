@@ -35,6 +35,13 @@ def test_a_healthy_host_and_router(lab: Lab) -> None:
     assert "answers" in _findings(lab["phone1"], 0)["server"][0]["text"]
 
 
+def test_nobody_else_than_root_is_told_what_only_root_can_see(lab: Lab) -> None:
+    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "dnatctl", "doctor", "-o", "json")
+    done = lab["router"].run(*nobody)
+    found = {one["check"]: one for one in json.loads(done.stdout)["findings"]}
+    assert (found["firewall"]["level"], "sudo" in found["firewall"]["advice"], done.stderr) == ("warn", True, "")
+
+
 def test_a_program_on_a_port_that_is_not_leased(lab: Lab) -> None:
     phone = lab["phone1"]
     with phone.socket(2, 7999):
@@ -62,15 +69,21 @@ def test_a_host_without_cable_route_or_server(namespace: Callable[[str], str]) -
         report = json.loads(_doctor(name))
         return {one["check"]: one for one in report["findings"]}
 
-    assert "no default route" in doctor()["routes"]["text"]
+    found = doctor()
+    assert "no default route" in found["interfaces"]["text"], "said once, not by each check that needs it"
+    assert not {"routes", "arp", "mtu", "server"} & found.keys()
     ip(name, "link add eth0 type veth peer name far; addr add 10.9.0.2/24 dev eth0; link set eth0 up; link set far up")
     ip(name, "route add default via 10.9.0.1")
     found = doctor()
     assert found["programs"]["level"] == "ok", "the kernel takes them, although nothing is up"
     assert (found["arp"]["level"], found["server"]["level"]) == ("fail", "fail")
     assert not (Path("/run/dnat") / name / "journal.json").exists(), "doctor changes nothing"
+    assert found["firewall"]["level"] == "ok"
     ip(name, "link set far down")
-    assert "no link" in doctor()["interfaces"]["text"]
+    run(name, "iptables-legacy", "-P", "INPUT", "DROP")
+    found = doctor()
+    assert "no link" in found["interfaces"]["text"]
+    assert (found["firewall"]["level"], "iptables-legacy -S" in found["firewall"]["advice"]) == ("warn", True)
 
 
 def _doctor(name: str) -> str:
@@ -113,6 +126,36 @@ def test_init_writes_what_up_understands_and_replaces_nothing_unasked(
     assert target.read_text() == before
     run(name, DNATCTL, "init", "--yes", "--force", "--server", "10.9.0.7", "--config", str(target))
     assert 'server = "10.9.0.7"' in target.read_text()
+
+
+def test_init_asks_again_and_writes_nothing_before_the_last_answer(
+    namespace: Callable[[str], str], tmp_path: Path
+) -> None:
+    name, target = namespace("asked"), tmp_path / "dnat.toml"
+    for interface, address in (("eth0", "198.51.100.1/30"), ("eth1", "10.9.0.1/24")):
+        ip(name, f"link add {interface} type veth peer name far{interface}; addr add {address} dev {interface}")
+        ip(name, f"link set {interface} up; link set far{interface} up")
+    ip(name, "route add default via 198.51.100.2")
+
+    def init(answers: str, *options: str) -> subprocess.CompletedProcess[str]:
+        argv = [DNATCTL, "init", "--config", str(target), *options]
+        with netns.enter(name):
+            return subprocess.run(argv, input=answers, capture_output=True, text=True, check=False)
+
+    for answers, options, word in (
+        ("", (), "nothing was written"),
+        ("router\neth1\n", (), "nothing was written"),
+        ("", ("--yes", "--role", "host", "--external", "198.51.100.1"), "--external is not for a host"),
+        ("", ("--yes", "--server", "10.9.0.7"), "--server is not for a router"),
+    ):
+        refused = init(answers, *options)
+        assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
+        assert word in refused.stderr and not target.exists()
+    # No role, no interface, the LAN's once more, no address.
+    said = init("phone\n\neth9\neth1\neth1\neth0\n198.51.100\n198.51.100.1, 198.51.100.9\n")
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.count("Error: ") == 4 and 'Error: "198.51.100" is no IPv4 address' in said.stdout
+    assert 'external_addresses = ["198.51.100.1", "198.51.100.9"]' in target.read_text()
 
 
 @pytest.mark.parametrize("protocol", ["udp", "tcp"])

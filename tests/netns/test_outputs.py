@@ -27,6 +27,7 @@ REFUSED = {
         "show leases --filter port=abc": "port=5060",
         "show leases --sort nothing": "expires_in",
         "show leases --sort -": "expires_in",
+        "show --count 2": "--watch",
         "whois 198.51.100.1:10000": 'the role "server"',
         "drain": 'the role "server"',
         "key install /bin/true": "dnat-key-1:",
@@ -44,6 +45,7 @@ REFUSED = {
         "invalidate x": "5060 or 20000-20009",
         "invalidate --host x": "198.51.100.1",
         "drain x": "198.51.100.1",
+        "drain 198.51.100.1": "no address would be left",
         "drain 192.0.2.1": "no external address of this server",
         "whois 198.51.100.1": "198.51.100.1:40012",
         "whois 198.51.100.1:10000 --at 0001-01-01T00:00+14:00": "no time",
@@ -66,15 +68,18 @@ def test_what_cannot_be_is_refused_in_a_sentence(routed_lab: Lab, name: str) -> 
 def test_places_that_cannot_be_written(routed_lab: Lab, tmp_path: Path) -> None:
     phone = routed_lab["phone1"]
     before = phone.leases()
+    (directory := tmp_path / "directory").mkdir()
+    (file := tmp_path / "file").touch()
     for arguments in (
         "provision baresip --user alice --password x --directory /proc/there",
-        "provision baresip --user alice --password x --directory /etc/passwd",
+        f"provision baresip --user alice --password x --directory {file}",
         "init --yes --config /proc/there",
-        "init --yes --config /etc --force",
+        f"init --yes --config {directory} --force",
     ):
         done = phone.dnatctl(*arguments.split(), code=PLATFORM)
         assert len(done.stderr.splitlines()) == 1 and "sudo" not in done.stderr, done.stderr
     assert phone.leases() == before, "nothing was leased for a phone that cannot be written down"
+    assert sorted(tmp_path.iterdir()) == [directory, file]
 
 
 @pytest.mark.parametrize("name", ["phone1", "router"])
@@ -89,6 +94,9 @@ def test_outputs(routed_lab: Lab, name: str) -> None:
         assert closed.stderr == "", command
         first = node.run("sh", "-c", f"dnatctl {command} | head -1")
         assert (len(first.stdout.splitlines()), first.stderr) == (1, ""), command
+        if again:
+            ended = f"dnatctl {command} | head -1; exit ${{PIPESTATUS[0]}}"
+            assert node.run("bash", "-c", ended, code=141).stderr == "", command
         silent = node.run("sh", "-c", f"exec dnatctl {command}{again} >&- 2>&-")
         assert silent.stderr == "", command
 

@@ -204,6 +204,18 @@ def test_tables_are_whole_in_a_pipe_whatever_the_terminal(busy: Lab, name: str) 
     assert set(said.splitlines()[0].replace(",", " ").split()) >= {document["instance"], *document["roles"]}
 
 
+@pytest.mark.parametrize("command", ["show", "show leases", "history", "key list"])
+def test_tables_are_whole_on_a_narrow_terminal(busy: Lab, command: str) -> None:
+    """Lines are too long, then, rather than an address or a port cut off."""
+    router = busy["router"]
+    in_a_pipe = router.dnatctl(*command.split()).stdout
+    narrow = f"stty cols 50; NO_COLOR=1 dnatctl {command}"
+    seen = router.run("script", "-qec", narrow, "/dev/null").stdout
+    assert "…" not in seen
+    addresses = re.compile(r"[0-9a-f]{16}|[0-9]+\.[0-9.]+|[0-9]{4,5}-[0-9]{4,5}")
+    assert addresses.findall(seen) == addresses.findall(in_a_pipe)
+
+
 def test_looking_is_for_everybody(busy: Lab) -> None:
     """A user may look, and not touch."""
     nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "dnatctl")

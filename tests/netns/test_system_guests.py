@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -106,6 +107,26 @@ def test_flows_follow_what_changes(place: Place) -> None:
         assert place.seen(guest) == (address, port)
         place.ensure(OTHER, OTHER_PORTS)
         assert place.seen(guest)[0] == str(OTHER)
+
+
+def test_more_flows_to_one_destination_than_ports(place: Place) -> None:
+    """However slowly they come, each gets through: what is over a limit, as if dnat were not there."""
+    place.ensure(ports=OTHER_PORTS)
+    run(place.host.namespace, "sysctl", "-qw", "net.netfilter.nf_conntrack_udp_timeout=600")
+    with ExitStack() as stack:
+
+        def new() -> str:
+            # As if minutes had passed.
+            run(place.host.namespace, "nft", "flush", "set", "ip", "dnat-host", "asked")
+            return place.seen(stack.enter_context(place.guest.socket(UDP)))[0]
+
+        seen = [new() for _ in range(2 * len(OTHER_PORTS))]
+        assert seen == [str(EXTERNAL)] * 6 + [HOST] * (len(seen) - 6)
+        with netns.enter(place.host.namespace):
+            assert flows.end(EXTERNAL, keep=None) == 6
+            assert flows.end(IPv4Address(HOST), keep=None) == len(seen) - 6
+        # The kernel forgets some ended flows with each new one.
+        assert str(EXTERNAL) in [new() for _ in range(len(seen))]
 
 
 def test_flows_of_every_protocol_end(place: Place) -> None:

@@ -53,8 +53,12 @@ def test_the_rules() -> None:
     objects = guest_table(translation, [IPv4Network("10.66.0.0/24"), IPv4Network("10.9.9.9/32")])
     guests, *_ = (one["chain"] for one in objects if "chain" in one)
     assert (guests["type"], guests["hook"], guests["prio"]) == ("nat", "postrouting", 99)
-    *spared, too_many, translated = _rules(objects, "guests")
-    assert too_many["expr"][-2]["set"]["stmt"] == [{"limit": {"rate": 128, "burst": 128, "per": "minute", "inv": True}}]
+    *spared, too_often, too_many, translated = _rules(objects, "guests")
+    (often,), (many,) = (each["expr"][-2]["set"]["stmt"] for each in (too_often, too_many))
+    assert (often["limit"], many["ct count"]) == (
+        {"rate": 64, "burst": 128, "per": "minute", "inv": True},
+        {"val": 192, "inv": True},
+    )
     assert [rule["expr"][1]["match"]["right"] for rule in spared] == [
         {"prefix": {"addr": "10.66.0.0", "len": 24}},
         "10.9.9.9",

@@ -28,11 +28,12 @@ IMPURE = {
 ALLOWED = {
     "types": set(),
     "errors": set(),
+    "files": set(),
     "leases": {"types", "errors", "leases"},
     "pap": {"types", "errors", "leases", "pap"},
     "store": {"types", "errors", "leases", "pap", "store"},
     "dataplane": {"types", "errors", "dataplane", "system"},
-    "system": {"types", "errors", "system"},
+    "system": {"types", "errors", "files", "system"},
 }
 
 

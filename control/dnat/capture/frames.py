@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import struct
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from scapy.error import Scapy_Exception
 from scapy.utils import RawPcapReader
@@ -48,19 +49,26 @@ class Packet:
     """How many pieces it came in; 1 when whole."""
 
 
+@contextlib.contextmanager
+def opened(path: Path, kind: Callable[[BinaryIO], Any]) -> Iterator[Any]:
+    """A pcap file by one of scapy's readers. Raises UsageError when it is none."""
+    with contextlib.ExitStack() as stack:
+        try:
+            # scapy leaves a file open that turns out to be no capture.
+            reader = kind(stack.enter_context(path.open("rb")))
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+        except (EOFError, Scapy_Exception) as error:
+            raise UsageError(f"{path} is no capture file: {error}") from error
+        yield reader
+
+
 def read_packets(path: Path) -> Iterator[Packet]:
     """IPv4 packets of a pcap file in the order of capture; all else, and what is cut short, is passed over.
 
     Raises UsageError when the file is no pcap, or of a link type other than Ethernet and raw IP.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            # scapy leaves a file open that turns out to be no capture.
-            reader = RawPcapReader(stack.enter_context(path.open("rb")))
-        except OSError as error:
-            raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-        except (EOFError, Scapy_Exception) as error:
-            raise UsageError(f"{path} is no capture file: {error}") from error
+    with opened(path, RawPcapReader) as reader:
         link = getattr(reader, "linktype", None)
         if link not in (LINK_ETHERNET, LINK_RAW, LINK_IPV4):
             raise UsageError(f"{path}: need a pcap file of Ethernet or raw IP, this has link type {link}")

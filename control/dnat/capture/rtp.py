@@ -51,11 +51,6 @@ class RtpStream:
     looks_encrypted: bool | None
     """Whether the payload looks like noise; None for very short streams and codecs whose own output does."""
 
-    @property
-    def lost_share(self) -> float:
-        """0 to 1."""
-        return self.lost / (self.packets + self.lost) if self.packets else 0.0
-
 
 STATIC_CODECS = {0: "PCMU/8000", 3: "GSM/8000", 8: "PCMA/8000", 9: "G722/8000", 18: "G729/8000"}
 """Payload types that need no rtpmap (RFC 3551, section 6)."""

@@ -16,11 +16,11 @@ from scapy.sendrecv import sniff
 from scapy.utils import PcapReader
 
 from dnat.capture.calls import SIP_START, parse_sip
-from dnat.capture.frames import Packet
+from dnat.capture.frames import Packet, opened
 from dnat.capture.pap_layer import PAP, PAPHostId, PAPLease, PAPReason, PAPWant
 from dnat.capture.recorder import Recorder
 from dnat.capture.rtp import Endpoint
-from dnat.errors import PlatformError, UsageError
+from dnat.errors import PlatformError
 from dnat.pap.messages import AGENT_PORT, SERVER_PORT, MessageType
 from dnat.system import netns
 
@@ -81,14 +81,7 @@ def watch(
 
 def read(pcap: Path, say: Callable[[str], None]) -> None:
     """Say one line per message of a pcap file. Raises UsageError when it is none."""
-    with contextlib.ExitStack() as stack:
-        try:
-            # scapy leaves a file open that turns out to be no capture.
-            reader = PcapReader(stack.enter_context(pcap.open("rb")))
-        except OSError as error:
-            raise UsageError(f"{pcap} cannot be read: {error.strerror}") from None
-        except (EOFError, Scapy_Exception) as error:
-            raise UsageError(f"{pcap} is no capture file: {error}") from error
+    with opened(pcap, PcapReader) as reader:
         for packet in reader:
             if (line := describe(packet)) is not None:
                 say(line)

@@ -13,6 +13,9 @@ from dnat import __version__
 from dnat.cli.console import coloured
 from dnat.errors import DnatError, PlatformError
 
+READER_GONE = 141
+"""Exit code, as a shell has it of programs that SIGPIPE ends."""
+
 _COMMANDS = {
     "init": ("dnat.cli.init", "init"),
     "doctor": ("dnat.cli.doctor", "doctor"),
@@ -54,6 +57,13 @@ class _LazyGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
 
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # click would make it 1, as if the answer were no.
+            ctx.exit(READER_GONE)
+
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="dnatctl")
@@ -79,12 +89,14 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
+        if sys.stdin.isatty():
+            click.echo(err=True)
         sys.exit(130)
     except DnatError as error:
         _fail(str(error), error.exit_code)
     except BrokenPipeError:
         _say_no_more()
-        sys.exit(141)
+        sys.exit(READER_GONE)
     except OSError as error:
         if os.environ.get("DNAT_DEBUG"):
             raise

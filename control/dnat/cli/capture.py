@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
+from dnat.cli.completion import interfaces
 from dnat.errors import PlatformError, UsageError
 
 
 @click.command()
-@click.option("-i", "--interface", help="Capture here until Ctrl-C.")
+@click.option("-i", "--interface", shell_complete=interfaces, help="Capture here until Ctrl-C.")
 @click.option("-r", "--read", "source", type=click.Path(path_type=Path), help="Read this pcap file instead.")
 @click.option("-w", "--write", "pcap", type=click.Path(path_type=Path), help="Write every packet to this pcap file.")
 @click.option("--seconds", type=click.FloatRange(min=0.1), help="Stop after so long.")
@@ -41,6 +42,8 @@ def capture(
 
     if (interface is None) == (source is None):
         raise UsageError("say either where to capture (-i eth0) or what to read (-r call.pcap)")
+    if source is not None and (pcap or seconds or count):
+        raise UsageError("--write, --seconds and --count are for an interface: dnatctl capture -i eth0")
     if call is not None:
         if source is None:
             raise UsageError("a call is drawn from a file: dnatctl capture -r call.pcap --call all")

@@ -12,14 +12,13 @@ from typing import Any
 
 import click
 
-from dnat.cli import words
+from dnat.cli import console, words
 from dnat.cli.console import output_option
 from dnat.client import Client
 from dnat.errors import UsageError
 from dnat.instance import Instance
 
 FIELDS = ("address", "first", "last", "protocol", "purpose", "host", "host_id", "name", "lease", "since", "until")
-WIDTH = 140
 _ENDPOINT = re.compile(r"(?P<address>[0-9.]+):(?P<port>[0-9]{1,5})")
 
 
@@ -109,17 +108,10 @@ def _readable(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("address", "ports", "protocol", "host", "name", "since", "until"):
-        table.add_column(name, no_wrap=True)
+    columns = ("address", "ports", "protocol", "host", "name", "since", "until")
+    table = console.table(dict.fromkeys(columns, "left"))
     for row in map(_readable, rows):
         ports = str(row["first"]) if row["first"] == row["last"] else f"{row['first']}-{row['last']}"
         since, until = row["since"], row["until"] or "now"
         table.add_row(row["address"], ports, row["protocol"], row["host"], row["name"] or "–", since, until)
-    console = Console()
-    # A pipe has no width, and half a time says nothing.
-    console.width = max(console.width, WIDTH)
-    console.print(table)
+    console.write(table)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import tomllib
 from pathlib import Path
 
 import click
 
 from dnat import config as configuration
+from dnat import files
+from dnat.cli import words
+from dnat.cli.completion import interfaces
 from dnat.errors import PlatformError, UsageError
-from dnat.guess import Plan, check, guess, render
+from dnat.guess import Plan, check, foreign, guess, render
 from dnat.instance import Instance
 from dnat.system import links
 
@@ -18,8 +22,8 @@ from dnat.system import links
 @click.option(
     "--role", type=click.Choice(["host", "router"]), help="What this machine is; a router is the server, too."
 )
-@click.option("--lan", metavar="INTERFACE", help="LAN interface.")
-@click.option("--wan", metavar="INTERFACE", help="WAN interface of a router.")
+@click.option("--lan", metavar="INTERFACE", shell_complete=interfaces, help="LAN interface.")
+@click.option("--wan", metavar="INTERFACE", shell_complete=interfaces, help="WAN interface of a router.")
 @click.option("--external", metavar="ADDRESS", multiple=True, help="Address that hosts share; may be repeated.")
 @click.option("--server", metavar="ADDRESS", help="PAP server of a host, if it is not the default gateway.")
 @click.option("--config", "path", type=click.Path(path_type=Path), help="File to write.  [/etc/dnat/dnat.toml]")
@@ -45,26 +49,44 @@ def init(
                sudo dnatctl init --role router --lan eth1 --wan eth0 --external 198.51.100.1 --yes
     """
     known = links.interfaces()
-    plan = guess(known, _uplink(), Plan(role or "", lan, wan, external, server))
-    if not yes:
-        plan = _ask(plan, known)
-    check(plan, known)
-    text = render(plan, known)
-    configuration.parse(tomllib.loads(text), "the configuration")
+    given = Plan(role or "", lan, wan, external, server)
     target = path or Instance.current().configuration_target()
-    if _says_something(target):
-        if yes and not force:
-            raise UsageError(f"{target} says something already; --force replaces it")
-        if not yes and not click.confirm(f"{target} is there already. Replace it?", default=False):
-            raise UsageError(f"{target} stays as it is")
+    text = _guessed(given, known, target, force) if yes else _answered(given, known, target)
     _write(target, text)
     click.echo(text, nl=False)
     click.echo(f"\nwrote {target}", err=True)
     click.echo("next: sudo dnatctl doctor, then sudo dnatctl up (or: sudo systemctl enable --now dnat)", err=True)
 
 
-def _uplink() -> str | None:
-    return links.default_interface()
+def _guessed(given: Plan, known: list[links.Interface], target: Path, force: bool) -> str:
+    """The configuration as far as nobody has to be asked. Raises UsageError."""
+    text = _configuration(guess(known, links.default_interface(), given), given, known)
+    if _says_something(target) and not force:
+        raise UsageError(f"{target} says something already; --force replaces it")
+    return text
+
+
+def _answered(given: Plan, known: list[links.Interface], target: Path) -> str:
+    """The configuration by the answers of whoever sits there. Raises UsageError."""
+    try:
+        text = _configuration(_ask(guess(known, links.default_interface(), given), known), given, known)
+        if _says_something(target) and not click.confirm(f"{target} is there already. Replace it?", default=False):
+            raise UsageError(f"{target} stays as it is")
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        click.echo()
+        raise UsageError("the answers ended too early, so nothing was written; --yes asks nothing") from None
+    return text
+
+
+def _configuration(plan: Plan, given: Plan, known: list[links.Interface]) -> str:
+    check(plan, known)
+    if option := foreign(plan.role, given):
+        raise UsageError(f"{option} is not for a {plan.role}: leave it out, or choose another --role")
+    text = render(plan, known)
+    configuration.parse(tomllib.loads(text), "the configuration")
+    return text
 
 
 def _ask(plan: Plan, known: list[links.Interface]) -> Plan:
@@ -74,16 +96,33 @@ def _ask(plan: Plan, known: list[links.Interface]) -> Plan:
         addresses = ", ".join(str(address) for address in link.addresses) or "no address"
         click.echo(f"  {link.name:<12} {addresses}{'' if link.up else ' (down)'}")
     role = click.prompt("This machine is a", type=click.Choice(["host", "router"]), default=plan.role)
-    plan = guess(known, _uplink(), Plan(role, plan.lan, plan.wan, plan.external, plan.server))
+    uplink = links.default_interface()
+    plan = guess(known, uplink, Plan(role, plan.lan, plan.wan, plan.external, plan.server))
     if role == "host":
-        server = click.prompt("PAP server (empty: the default gateway)", default=plan.server or "", show_default=False)
-        return Plan(role, plan.lan, server=server or None)
-    names = click.Choice([link.name for link in known if link.name != "lo"])
-    lan = click.prompt("LAN interface", type=names, default=plan.lan)
-    wan = click.prompt("WAN interface", type=names, default=plan.wan)
-    plan = guess(known, _uplink(), Plan(role, lan, wan, plan.external))
-    said = click.prompt("External addresses that hosts share", default=" ".join(plan.external) or None)
-    return Plan(role, lan, wan, tuple(said.replace(",", " ").split()))
+        question = "PAP server (empty: the default gateway)"
+        said = click.prompt(question, default=plan.server or "", show_default=False, value_proc=_server)
+        return Plan(role, plan.lan, server=said or None)
+    names = [link.name for link in known if link.name != "lo"]
+    lan = click.prompt("LAN interface", type=click.Choice(names), default=plan.lan)
+    names.remove(lan)
+    wan = click.prompt("WAN interface", type=click.Choice(names), default=plan.wan if plan.wan != lan else None)
+    plan = guess(known, uplink, Plan(role, lan, wan, plan.external))
+    question, guessed = "External addresses that hosts share", " ".join(plan.external) or None
+    return Plan(role, lan, wan, click.prompt(question, default=guessed, value_proc=_shared))
+
+
+def _server(text: str) -> str:
+    """An answer that is an address, or empty; otherwise click asks again."""
+    try:
+        return words.address(text.strip()) if text.strip() else ""
+    except UsageError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _shared(text: str) -> tuple[str, ...]:
+    """One address or several; otherwise click asks again."""
+    said = text.replace(",", " ").split()
+    return tuple(each if each == configuration.WAN_ADDRESS else _server(each) for each in said)
 
 
 def _says_something(path: Path) -> bool:
@@ -98,11 +137,9 @@ def _says_something(path: Path) -> bool:
 
 def _write(path: Path, text: str) -> None:
     """Whole or not at all. Raises PlatformError."""
-    new = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        new.write_text(text, encoding="utf-8")
-        new.replace(path)
+        files.replace(path, text.encode())
     except OSError as error:
         advice = "; run this with sudo" if isinstance(error, PermissionError) else ""
         raise PlatformError(f"{path} cannot be written: {error.strerror}{advice}") from None

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from dnat.cli import console
 from dnat.cli.console import output_option
 from dnat.client import Client
 from dnat.errors import NotRunningError
@@ -85,9 +86,7 @@ def list_keys(output: str) -> None:
     if answer["own"]:
         click.echo(f"this host uses key {answer['own']}")
     if answer["keys"]:
-        from rich.console import Console
-
-        Console().print(_table(answer["keys"]))
+        console.write(_table(answer["keys"]))
     elif not answer["own"]:
         click.echo("no keys")
 
@@ -155,11 +154,7 @@ def _names(records: list[dict[str, Any]]) -> str:
 
 
 def _table(records: list[dict[str, Any]]) -> Any:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("name", "key", "state", "origin", "host", "since"):
-        table.add_column(name)
+    table = console.table(dict.fromkeys(("name", "key", "state", "origin", "host", "since"), "left"))
     for record in records:
         state = record["state"] + (", rotating" if record["rotating"] else "")
         if record["until"] is not None:

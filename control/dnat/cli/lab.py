@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from dnat.cli.console import output as console_output
+from dnat.cli import console
+from dnat.cli.completion import nodes
 from dnat.cli.console import output_option
 from dnat.errors import UsageError
 
@@ -114,14 +115,10 @@ def status(output: str, prefix: str) -> None:
     \b
     Example:  dnatctl lab status
     """
-    from rich.table import Table
-
     from dnat.lab import control
 
     topology = control.find(prefix)
-    table = Table(box=None, header_style="dim", pad_edge=False)
-    for name in ("node", "address", "roles", "state"):
-        table.add_column(name)
+    table = console.table({"node": "left", "address": "left", "roles": "left", "state": "sentence"})
     nodes = control.status(topology)
     if output == "json":
         rows = [{"node": n.node.name, "address": str(n.node.address), "up": n.up, "summary": n.summary} for n in nodes]
@@ -135,13 +132,13 @@ def status(output: str, prefix: str) -> None:
             ", ".join(one.node.roles) or ("outside" if one.node.name == "ext" else "store"),
             f"{mark} {one.summary}",
         )
-    console_output().print(table)
+    console.write(table)
     if not all(one.up for one in nodes):
         sys.exit(1)
 
 
 @lab.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.argument("node")
+@click.argument("node", shell_complete=nodes)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @_prefix
 def exec_(node: str, command: tuple[str, ...], prefix: str) -> None:
@@ -173,7 +170,7 @@ def demo(output: Path, prefix: str) -> None:
     from dnat.lab.topology import Topology
 
     _require_root("lab demo")
-    if not run_demo(builder.find(prefix) or Topology(prefix=prefix), output, console_output()):
+    if not run_demo(builder.find(prefix) or Topology(prefix=prefix), output, console.output()):
         sys.exit(1)
 
 

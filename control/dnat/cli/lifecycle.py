@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from dnat.instance import Instance
 START_SECONDS = 150.0
 """How long ``up`` waits for a daemon that somebody else is starting: as long as compiling may take."""
 STOP_SECONDS = 10.0
+QUIET_SECONDS = 1.5
+"""How long ``up`` says nothing to a person who waits for it."""
 
 
 @click.command()
@@ -160,6 +163,8 @@ def start(instance: Instance, path: Path | None) -> str:
         )
         os.close(write_end)
         try:
+            if sys.stderr.isatty() and not select.select([pipe], [], [], QUIET_SECONDS)[0]:
+                click.echo("starting: programs are being compiled, or the server does not answer yet", err=True)
             said = pipe.read()
         except KeyboardInterrupt:
             daemon.terminate()

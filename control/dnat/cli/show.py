@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import click
 
-from dnat.cli.console import output as console_output
-from dnat.cli.console import output_option
+from dnat.cli import console
+from dnat.cli.console import Content, output_option
 from dnat.cli.rows import select
+from dnat.cli.watching import repeat, watch_options
 from dnat.client import Client
 from dnat.instance import Instance
 
@@ -28,10 +27,7 @@ _SECTIONS = ("leases", "bindings", "owners", "lost", "counters")
     "--filter", "filters", multiple=True, metavar="KEY=VALUE", help="Only rows like this; port=N: with port N."
 )
 @click.option("--sort", metavar="KEY", help="Order by this key of the JSON schema; -KEY: downwards.")
-@click.option(
-    "--watch", type=click.FloatRange(0.1, 3600), metavar="SECONDS", help="Show again and again, until Ctrl-C."
-)
-@click.option("--count", type=click.IntRange(1), help="With --watch: stop after so many times.")
+@watch_options
 def show(
     section: str | None, output: str, filters: tuple[str, ...], sort: str | None, watch: float | None, count: int | None
 ) -> None:
@@ -45,39 +41,34 @@ def show(
                dnatctl show owners --filter port=5060
                dnatctl show bindings --filter protocol=udp --watch 2
     """
-    shown = 0
-    while True:
+
+    def look() -> dict[str, Any]:
         with Client(Instance.current().socket) as client:
-            document = client.call("show")
-        document = select(document, (section,) if section else _SECTIONS, filters, sort)
-        if watch is not None and output == "table" and sys.stdout.isatty():
-            click.clear()
+            return select(client.call("show"), (section,) if section else _SECTIONS, filters, sort)
+
+    def tell(document: dict[str, Any]) -> None:
         _show(document, section, output, sort, indent=None if watch else 2)
-        shown += 1
-        if watch is None or shown == count:
-            return
-        sys.stdout.flush()
-        time.sleep(watch)
+
+    repeat(look, tell, output, watch, count)
 
 
 def _show(document: dict[str, Any], section: str | None, output: str, sort: str | None, indent: int | None) -> None:
     if output == "json":
         click.echo(json.dumps({section: document[section]} if section else document, indent=indent))
         return
-    console = console_output()
     if section is None:
-        roles = ", ".join(document["roles"])
-        console.print(f"[bold]{document['instance']}[/]  {roles}  external {', '.join(document['external_addresses'])}")
+        out, roles = console.output(), ", ".join(document["roles"])
+        out.print(f"[bold]{document['instance']}[/]  {roles}  external {', '.join(document['external_addresses'])}")
         if router := document.get("router"):
             why = f" ({router['reason']})" if router["reason"] else ""
-            console.print(f"{router['lan']} to {router['wan']} by {router['path'].upper()}{why}", highlight=False)
+            out.print(f"{router['lan']} to {router['wan']} by {router['path'].upper()}{why}", highlight=False)
         if (containers := document.get("containers")) and containers["masquerader"]:
-            console.print(containers_said(containers), highlight=False)
+            out.print(containers_said(containers), highlight=False)
     for name in (section,) if section else _SECTIONS:
         rows = document[name] if sort or name == "counters" else sorted(document[name], key=_ORDERS[name])
         table = _TABLES[name](rows)
         if section or table.row_count:
-            console.print(table)
+            console.write(table)
 
 
 def containers_said(containers: dict[str, Any]) -> str:
@@ -85,15 +76,6 @@ def containers_said(containers: dict[str, Any]) -> str:
     if containers["translated"]:
         return f"containers and virtual machines speak from ports of this host, by its local ports {_span(containers)}"
     return f"containers and virtual machines leave by the router's masquerading: {containers['reason']}"
-
-
-def _table(title: str, columns: dict[str, str]) -> Any:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
-    for name, justify in columns.items():
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    return table
 
 
 def _span(row: dict[str, Any]) -> str:
@@ -106,14 +88,16 @@ def _left(seconds: int) -> str:
 
 def _leases(rows: list[dict[str, Any]]) -> Any:
     with_host = any("host" in row for row in rows)
-    columns = {
+    columns: dict[str, Content] = {
         "address": "left",
         "ports": "left",
         "protocol": "left",
         "purpose": "left",
         "expires in": "right",
     }
-    table = _table("leases", columns | ({"host": "left"} if with_host else {}) | {"id": "left"})
+    if with_host:
+        columns["host"] = "left"
+    table = console.table(columns | {"id": "left"}, "leases")
     for row in rows:
         host = [row["host"]] if with_host else []
         table.add_row(
@@ -129,9 +113,9 @@ def _leases(rows: list[dict[str, Any]]) -> Any:
 
 
 def _bindings(rows: list[dict[str, Any]]) -> Any:
-    table = _table(
-        "bindings",
+    table = console.table(
         {"protocol": "left", "local port": "right", "combination address": "left", "idle": "right", "": "left"},
+        "bindings",
     )
     for row in rows:
         outside, kind = f"{row['address']}:{row['port']}", "static" if row["static"] else ""
@@ -140,15 +124,15 @@ def _bindings(rows: list[dict[str, Any]]) -> Any:
 
 
 def _owners(rows: list[dict[str, Any]]) -> Any:
-    table = _table("owners", {"address": "left", "ports": "left", "protocol": "left", "host": "left"})
+    table = console.table({"address": "left", "ports": "left", "protocol": "left", "host": "left"}, "owners")
     for row in rows:
         table.add_row(row["address"], _span(row), row["protocol"], row["host"])
     return table
 
 
 def _lost(rows: list[dict[str, Any]]) -> Any:
-    columns = ("address", "ports", "purpose", "at", "reason", "outcome", "programs")
-    table = _table("lost", dict.fromkeys(columns, "left"))
+    columns: dict[str, Content] = dict.fromkeys(("address", "ports", "purpose", "at", "reason", "outcome"), "left")
+    table = console.table(columns | {"reason": "sentence", "programs": "sentence"}, "lost")
     for row in rows:
         programs = ", ".join(
             f"{each['program']} ({each['pid']}) at {', '.join(map(str, each['ports']))}" for each in row["programs"]
@@ -159,7 +143,7 @@ def _lost(rows: list[dict[str, Any]]) -> Any:
 
 
 def _counters(counters: dict[str, int]) -> Any:
-    table = _table("counters", {"packets": "right", "reason": "left"})
+    table = console.table({"packets": "right", "reason": "left"}, "counters")
     for name, value in counters.items():
         if value:
             table.add_row(f"{value:,}", name)

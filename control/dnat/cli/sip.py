@@ -11,8 +11,9 @@ from typing import Any
 
 import click
 
-from dnat.cli.console import output as console_output
+from dnat.cli import console
 from dnat.cli.console import output_option
+from dnat.cli.watching import repeat, watch_options
 from dnat.client import Client
 from dnat.errors import UsageError
 from dnat.instance import Instance
@@ -70,10 +71,7 @@ def registrations(output: str) -> None:
 
 
 @sip.command()
-@click.option(
-    "--watch", type=click.FloatRange(0.1, 3600), metavar="SECONDS", help="Show again and again, until Ctrl-C."
-)
-@click.option("--count", type=click.IntRange(1), help="With --watch: stop after so many times.")
+@watch_options
 @output_option
 def calls(watch: float | None, count: int | None, output: str) -> None:
     """List the calls that go through the proxy now. A redirect server sees none: they run directly.
@@ -83,24 +81,19 @@ def calls(watch: float | None, count: int | None, output: str) -> None:
     \b
     Example:  sudo dnatctl sip calls --watch 1
     """
-    import time
-
     from dnat.sip import rpc
 
     columns = ("state", "caller", "caller_at", "callee", "callee_at", "seconds", "call_id")
-    shown = 0
-    while True:
+
+    def look() -> list[dict[str, Any]]:
         dialogs = rpc.call(Path(_server()["rpc"]), "dlg.list") or []
         # Kamailio remembers a call for a while after its end.
-        found = [call for call in map(_call, dialogs) if call["state"] != "ended"]
-        if watch is not None and output == "table" and sys.stdout.isatty():
-            click.clear()
+        return [call for call in map(_call, dialogs) if call["state"] != "ended"]
+
+    def tell(found: list[dict[str, Any]]) -> None:
         _print(found, columns, output, "no calls", indent=None if watch else 2)
-        shown += 1
-        if watch is None or shown == count:
-            return
-        sys.stdout.flush()
-        time.sleep(watch)
+
+    repeat(look, tell, output, watch, count)
 
 
 @sip.group()
@@ -205,11 +198,7 @@ def _print(
     if not rows:
         click.echo(nothing)
         return
-    from rich.table import Table
-
-    table = Table(box=None, header_style="dim", pad_edge=False)
-    for column in columns:
-        table.add_column(column.replace("_", " "))
+    table = console.table({column.replace("_", " "): "left" for column in columns})
     for row in rows:
         table.add_row(*(str(row[column]) for column in columns))
-    console_output().print(table)
+    console.write(table)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from dnat.daemon import files
+from dnat import files
 
 log = logging.getLogger(__name__)
 

@@ -49,6 +49,11 @@ class LeaseMethods:
         wanted = frozenset(map(IPv4Address, addresses))
         if unknown := wanted - set(server.external_addresses):
             raise UsageError(f"{', '.join(map(str, unknown))} is no external address of this server")
+        if wanted and not off and wanted >= set(server.external_addresses):
+            raise UsageError(
+                "no address would be left for the hosts: add one to server.external_addresses and `dnatctl reload`;"
+                " or take everything back: dnatctl invalidate --all"
+            )
         return {"leases": await server.drain(None if off else wanted), "summary": server.summary()}
 
     async def _history(

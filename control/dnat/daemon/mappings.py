@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from dnat.daemon import files
+from dnat import files
 from dnat.errors import PlatformError
 from dnat.types import Lease, PortRange, Protocol, Purpose
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from dnat import files
 from dnat.config import ApiSettings
-from dnat.daemon import files
 from dnat.daemon.announcer import AddressChange, Change, LeaseChange, Renamed
 from dnat.daemon.session import Session
 from dnat.daemon.wishes import describe_lease, explicit

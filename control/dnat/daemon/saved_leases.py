@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from dnat.daemon import files
+from dnat import files
 from dnat.pap.epoch import EpochState
 from dnat.types import Lease, PortRange, Protocol, Purpose
 

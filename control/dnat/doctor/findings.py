@@ -28,6 +28,11 @@ class Finding:
         return asdict(self)
 
 
+def not_tried(check: str) -> Finding:
+    """A check that only root can make."""
+    return Finding(check, "warn", "not tried: that needs root", "run `sudo dnatctl doctor`")
+
+
 @dataclass(frozen=True, slots=True)
 class Patient:
     """The machine as the checks see it."""

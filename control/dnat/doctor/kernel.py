@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dnat.dataplane import abi, loader
-from dnat.doctor.findings import Finding, Patient
+from dnat.doctor.findings import Finding, Patient, not_tried
 from dnat.errors import PlatformError
 from dnat.system import sysctl
 
@@ -54,7 +54,7 @@ def programs(patient: Patient) -> Iterator[Finding]:
         yield Finding("programs", "ok", "loaded: dnat is up here")
         return
     if not patient.is_root:
-        yield Finding("programs", "warn", "not tried: that needs root", "run `sudo dnatctl doctor`")
+        yield not_tried("programs")
         return
     roles: list[abi.Role] = []
     roles += ["host"] if patient.is_host else []

@@ -26,7 +26,7 @@ def lan_name(patient: Patient) -> str:
     """The LAN interface; raises PlatformError if there is none."""
     settings = patient.config
     configured = settings.router.lan if patient.is_router else settings.host.interface
-    return configured or links.default_gateway().interface
+    return links.interface(configured).name if configured else links.default_gateway().interface
 
 
 def _names(patient: Patient) -> dict[str, str]:

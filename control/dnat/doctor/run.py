@@ -36,7 +36,7 @@ CHECKS: Sequence[tuple[str, Check]] = (
 
 
 def examine(instance: Instance) -> Iterator[Finding]:
-    """Every finding as it comes; a check that fails with an error of ours is a finding, too."""
+    """Every finding as it comes; an error of ours that stops checks is one, too, once."""
     path = instance.configuration()
     try:
         config = configuration.load(path)
@@ -45,11 +45,14 @@ def examine(instance: Instance) -> Iterator[Finding]:
         return
     yield Finding("configuration", "ok", f"{path or 'none, so a host'} ({', '.join(config.roles)})")
     patient = Patient(config, instance, _shown(instance), os.geteuid() == 0)
+    stopped: set[str] = set()
     for name, check in CHECKS:
         try:
             yield from check(patient)
         except DnatError as error:
-            yield Finding(name, "fail", str(error), "see docs/troubleshooting.md")
+            if str(error) not in stopped:
+                yield Finding(name, "fail", str(error), "correct that first; what depends on it was not looked at")
+            stopped.add(str(error))
         except OSError as error:
             yield Finding(name, "warn", f"could not be looked at: {error}", "run `sudo dnatctl doctor`")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dnat.doctor.findings import Finding, Patient
+from dnat.doctor.findings import Finding, Patient, not_tried
+from dnat.system import nft
+from dnat.system.guests import legacy_tables
 
 _MANAGERS = {
     "systemd-networkd": (
@@ -34,6 +34,9 @@ def firewalls(patient: Patient) -> Iterator[Finding]:
         found = True
         advice = "ufw route allow in on WAN out on LAN" if patient.is_router else "ufw allow PORT for each leased port"
         yield Finding("firewall", "warn", "ufw is enabled: it drops inbound packets that it does not know", advice)
+    if not patient.is_root:
+        yield not_tried("firewall")
+        return
     for chain in _dropping_chains():
         if chain["hook"] == "forward" and not patient.is_router:
             continue
@@ -47,6 +50,14 @@ def firewalls(patient: Patient) -> Iterator[Finding]:
             "allow "
             + ("packets between WAN and LAN in it" if chain["hook"] == "forward" else "the leased ports in it")
             + f": nft list chain {where}",
+        )
+    if "filter" in legacy_tables():
+        found = True
+        yield Finding(
+            "firewall",
+            "warn",
+            "iptables-legacy has a table filter, which was not looked into",
+            "iptables-legacy -S: see that INPUT lets leased ports in, and FORWARD packets between WAN and LAN",
         )
     if not found:
         yield Finding("firewall", "ok", "none that drops by default")
@@ -112,17 +123,9 @@ def _foreign_routes_left_alone() -> bool:
 
 
 def _dropping_chains() -> list[dict[str, Any]]:
-    """Base chains for inbound or forwarded packets whose policy is to drop."""
-    try:
-        done = subprocess.run(["nft", "-j", "list", "chains"], capture_output=True, text=True, check=True, timeout=10)
-        objects = json.loads(done.stdout)["nftables"]
-    except (OSError, subprocess.SubprocessError, ValueError, KeyError):
-        return []
-    chains = [one["chain"] for one in objects if "chain" in one]
+    """Base chains for inbound or forwarded packets whose policy is to drop. Raises PlatformError."""
     return [
         chain
-        for chain in chains
-        if chain.get("policy") == "drop"
-        and chain.get("hook") in ("input", "forward")
-        and chain["family"] in ("ip", "inet")
+        for chain in nft.base_chains()
+        if chain.get("policy") == "drop" and chain["hook"] in ("input", "forward") and chain["family"] in ("ip", "inet")
     ]

@@ -33,8 +33,6 @@ class PhoneEvent:
     """``incoming``, ``outgoing`` or empty."""
     param: str
     """Detail, depends on the type: reason of the end, SRTP suite."""
-    rtcp: dict[str, Any]
-    """For CALL_RTCP: ``tx`` and ``rx``, each with ``sent``, ``lost`` (packets) and ``jit`` (microseconds)."""
     at: float
     """When it was read, seconds since 1970."""
 
@@ -141,7 +139,6 @@ class ControlConnection:
                         call_id=message.get("id", ""),
                         direction=message.get("direction", ""),
                         param=message.get("param", ""),
-                        rtcp=message.get("rtcp_stats", {}),
                         at=time.time(),
                     )
                 )

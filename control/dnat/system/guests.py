@@ -84,19 +84,26 @@ def guest_table(translation: Translation, elsewhere: Sequence[IPv4Network]) -> l
         equal(payload("th", "dport"), ports),
     )
     outside = unequal(payload("ip", "daddr"), STAND_IN)
-    share = max(1, len(translation.ports) // 4)
+    share = max(1, len(translation.ports) // 8)
     is_new = _has(_ct("state"), "new")
     return [
         # Whoever comes first translates: the others' chains have SRCNAT.
         TABLE.chain("guests", "nat", "postrouting", SRCNAT - 1),
         TABLE.chain("answers", "filter", "input", FILTER),
         *(TABLE.rule("guests", "not by the default route", leaving, _to(each), _ACCEPT) for each in elsewhere),
-        # Closed connections keep their ports for two minutes (nf_conntrack_tcp_timeout_time_wait): so many take three
-        # quarters of them, and a destination that is asked more often is left to others for the rest. They cannot do
-        # that for hosts behind the same address.
-        TABLE.memory("asked", ("ipv4_addr", "inet_proto", "inet_service"), seconds=120),
-        TABLE.rule(
-            "guests", "too often for our ports", *forwarded, _TCP_OR_UDP, outside, _more_than(share, "asked"), _ACCEPT
+        # A flow that finds no port is lost. So of what goes to one destination, more than ports can carry is left to
+        # others (who cannot do that for hosts behind the same address). A closed connection is no longer counted as a
+        # flow, and keeps its port for two minutes (nf_conntrack_tcp_timeout_time_wait). In use are at most three shares
+        # open before those minutes, two of a burst and one for each minute; with two more the kernel finds a free one
+        # soon, as it tries some at random.
+        TABLE.memory("asked", _DESTINATION_TYPES, seconds=120),
+        TABLE.memory("open", _DESTINATION_TYPES),
+        *(
+            TABLE.rule("guests", comment, *forwarded, _TCP_OR_UDP, outside, _more_than(limit, memory), _ACCEPT)
+            for comment, limit, memory in (
+                ("too often for our ports", _rate(share, burst=2 * share), "asked"),
+                ("too many for our ports", {"ct count": {"val": 3 * share, "inv": True}}, "open"),
+            )
         ),
         TABLE.rule(
             "guests", "as programs of the host", *forwarded, ported, {"snat": {"addr": external, "port": ports}}
@@ -152,6 +159,7 @@ def _hairpin(translation: Translation, arriving: Sequence[Json]) -> list[Json]:
 
 
 _ACCEPT: Json = {"accept": None}
+_DESTINATION_TYPES = ("ipv4_addr", "inet_proto", "inet_service")
 _TCP_OR_UDP = equal(meta("l4proto"), any_of(("tcp", "udp")))
 _PRIVATE = equal(payload("ip", "saddr"), any_of([prefix(each) for each in (*PRIVATE_NETWORKS, SHARED_SPACE)]))
 
@@ -168,15 +176,27 @@ def _has(flags: Json, flag: str) -> Json:
     return {"match": {"op": "in", "left": flags, "right": flag}}
 
 
-def _more_than(flows: int, memory: str) -> Json:
-    """Whether a destination gets more new flows than so many, and as many in each minute after."""
+def _rate(flows: int, burst: int) -> Json:
+    """More new flows than so many at once, and ``flows`` in each minute after."""
+    return {"limit": {"rate": flows, "burst": burst, "per": "minute", "inv": True}}
+
+
+def _more_than(limit: Json, memory: str) -> Json:
+    """Whether a destination is over a limit of its own."""
     destination = {"concat": [payload("ip", "daddr"), meta("l4proto"), payload("th", "dport")]}
-    limit = {"limit": {"rate": flows, "burst": flows, "per": "minute", "inv": True}}
     return {"set": {"op": "update", "elem": destination, "set": f"@{memory}", "stmt": [limit]}}
 
 
 def _set(field: str, address: str) -> Json:
     return {"mangle": {"key": payload("ip", field), "value": address}}
+
+
+def legacy_tables() -> list[str]:
+    """Tables of iptables-legacy in this network namespace, of which nft knows nothing. For root's eyes only."""
+    try:
+        return _LEGACY_TABLES.read_text(encoding="ascii").split()
+    except FileNotFoundError:
+        return []
 
 
 def masquerader() -> str | None:
@@ -186,11 +206,8 @@ def masquerader() -> str | None:
     """
     if not any(sysctl.read(f"net/ipv4/conf/{each.name}/forwarding") == "1" for each in _CONF.iterdir()):
         return None
-    try:
-        if "nat" in _LEGACY_TABLES.read_text(encoding="ascii").split():
-            return "iptables-legacy -t nat"
-    except FileNotFoundError:
-        pass
+    if "nat" in legacy_tables():
+        return "iptables-legacy -t nat"
     for chain in nft.base_chains():
         foreign = not chain["table"].startswith(OWN_PREFIX) and chain["family"] in ("ip", "inet")
         if foreign and (chain["type"], chain["hook"]) == ("nat", "postrouting"):
@@ -213,8 +230,8 @@ def ensure(journal: Journal, translation: Translation) -> list[str]:
     """
     external, ports = str(translation.external), str(translation.ports)
     lan = links.interface(translation.lan)
-    with rtnetlink.socket("read the networks beside the default route") as rtnl:
-        elsewhere = routes.beside_default(rtnl, lan.index)
+    with rtnetlink.refusals("read the networks beside the default route"):
+        elsewhere = routes.beside_default(lan.index)
     entry = journal.find(KIND, SUBJECT)
     facts = entry.facts if entry else {"addresses": [external], "ports": ports}
     settled = facts == {"addresses": [external], "ports": ports}

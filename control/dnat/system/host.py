@@ -37,16 +37,16 @@ def ensure_host_network(
     changes += local_ports.ensure(journal, ports)
     with rtnetlink.socket(f"make {external} the address of this host") as rtnl:
         lan, loopback = links.interface(interface), links.interface(LOOPBACK)
-        for index in routes.local_owners(rtnl, external):
+        for index in routes.local_owners(external):
             if index != loopback.index:
                 raise PlatformError(
                     f"{external} is an address of another interface of this machine (index {index}): "
                     "a host that shares an external address must not have it on its LAN"
                 )
         changes += _ensure_address(journal, rtnl, external, loopback)
-        changes += routes.ensure_local_mtu(journal, rtnl, external, loopback.index, lan.mtu)
-        like = next((r for r in routes.defaults(rtnl) if r.gateway == gateway and r.interface == lan.index), None)
-        changes += routes.ensure_front(journal, rtnl, routes.default(gateway, lan.index, external, like))
+        changes += routes.ensure_local_mtu(journal, external, loopback.index, lan.mtu)
+        like = next((r for r in routes.defaults() if r.gateway == gateway and r.interface == lan.index), None)
+        changes += routes.ensure_front(journal, routes.default(gateway, lan.index, external, like))
         changes += _drop_former_addresses(journal, rtnl, external, loopback)
     return changes
 

@@ -8,7 +8,6 @@ keeps what it was like before the first change: a later change of the same thing
 from __future__ import annotations
 
 import json
-import os
 import re
 import socket
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from dnat import files
 from dnat.errors import PlatformError
 
 _FORMAT = 1
@@ -123,19 +123,9 @@ class Journal:
             "namespace": self._namespace,
             "entries": [asdict(entry) for entry in self._entries],
         }
-        temporary = self._path.with_suffix(".new")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("w", encoding="utf-8") as file:
-                json.dump(content, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self._path)
-            directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            files.replace(self._path, json.dumps(content, indent=1).encode(), durable=True)
         except OSError as error:
             raise PlatformError(f"cannot write {self._path}, so nothing was changed: {error.strerror}") from error
 

@@ -70,15 +70,16 @@ def default_gateway(name: str | None = None) -> Uplink:
     with rtnetlink.socket("read the default route") as rtnl:
         only = _find(rtnl, name).index if name else None
         by_index = {link.index: link for link in _all(rtnl)}
-        for route in routes.defaults(rtnl):
+        for route in routes.defaults():
             link = by_index.get(route.interface or 0)
             if route.gateway and link and link.addresses and only in (None, link.index):
                 # A gateway outside of the interface's networks (an on-link route) leaves the primary address.
                 address = link.address_beside(route.gateway) or link.addresses[0].ip
                 return Uplink(link.name, link.index, route.gateway, address)
+    down = ", ".join(link.name for link in by_index.values() if not link.up)
     raise PlatformError(
         f"there is no default route through a gateway{f' on {name}' if name else ''}, so no way to find the router: "
-        "connect the LAN, or add the route"
+        f"connect the LAN{f' (down: {down})' if down else ''}, or add the route"
     )
 
 
@@ -93,7 +94,7 @@ def moved(uplink: Uplink) -> Uplink | None:
         if link is None or not link.addresses:
             return None
         # Ours stands in front of whatever others say now.
-        foreign = [r for r in routes.defaults(rtnl) if r.protocol != routes.PROTOCOL and r.interface == link.index]
+        foreign = [r for r in routes.defaults() if r.protocol != routes.PROTOCOL and r.interface == link.index]
     gateways = [route.gateway for route in foreign if route.gateway]
     gateway = uplink.gateway if uplink.gateway in gateways or not gateways else gateways[0]
     own = uplink.address if uplink.address in [a.ip for a in link.addresses] else link.address_beside(gateway)
@@ -109,7 +110,7 @@ def default_interface() -> str | None:
     """The interface of the best default route, also of one without a gateway, as PPP's; None: there is none."""
     with rtnetlink.socket("read the default route") as rtnl:
         by_index = {link.index: link.name for link in _all(rtnl)}
-        return next((by_index[r.interface] for r in routes.defaults(rtnl) if r.interface in by_index), None)
+        return next((by_index[r.interface] for r in routes.defaults() if r.interface in by_index), None)
 
 
 def neighbour(address: IPv4Address) -> Uplink:

@@ -47,10 +47,10 @@ class Table:
         fields = {"family": FAMILY, "table": self.name, "name": name, "type": kind}
         return {"chain": {**fields, "hook": hook, "prio": priority, "policy": "accept"}}
 
-    def memory(self, name: str, key: Sequence[str], seconds: int) -> Json:
-        """A set that packets put members into, for so long."""
-        fields = {"family": FAMILY, "table": self.name, "name": name, "type": list(key)}
-        return {"set": {**fields, "size": 65535, "flags": ["timeout"], "timeout": seconds}}
+    def memory(self, name: str, key: Sequence[str], seconds: int | None = None) -> Json:
+        """A set that packets put members into, for so long; None: until their flows have ended (``ct count``)."""
+        fields = {"family": FAMILY, "table": self.name, "name": name, "type": list(key), "size": 65535}
+        return {"set": {**fields, "flags": ["timeout"], "timeout": seconds} if seconds else fields}
 
     def rule(self, chain: str, comment: str, *expressions: Json) -> Json:
         fields = {"family": FAMILY, "table": self.name, "chain": chain, "comment": comment}

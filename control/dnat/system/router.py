@@ -33,16 +33,16 @@ def ensure_router_network(
     if own_ports and any(one.own for one in shared):
         changes += local_ports.ensure(journal, own_ports)
         changes += sysctl.ensure_own_source_accepted(journal, lan)
-    with rtnetlink.socket("set up the routes of a router") as rtnl:
+    with rtnetlink.refusals("set up the routes of a router"):
         for one in shared:
             if not one.own:
                 # Without it a packet to a port that nobody owns would follow the default route back to the
                 # outside.
-                changes += routes.ensure_front(journal, rtnl, routes.blackhole(one.address))
+                changes += routes.ensure_front(journal, routes.blackhole(one.address))
                 continue
-            for index in routes.local_owners(rtnl, one.address):
+            for index in routes.local_owners(one.address):
                 # Packets to hosts that share the router's address go over the loopback, and would offer its MTU.
-                changes += routes.ensure_local_mtu(journal, rtnl, one.address, index, lan_mtu)
+                changes += routes.ensure_local_mtu(journal, one.address, index, lan_mtu)
     return [*changes, *sysctl.ensure_forwarding(journal)]
 
 

@@ -35,7 +35,7 @@ _FLAG_ONLINK = 4
 _DST, _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _METRICS, _MULTIPATH = 1, 4, 5, 6, 7, 8, 9
 _TABLE, _VIA, _ENCAP_TYPE, _ENCAP, _NEXTHOP_ID = 15, 18, 21, 22, 30
 _METRIC_MTU = 2
-_NEW_ROUTE, _DELETE_ROUTE = 24, 25
+_NEW_ROUTE, _DELETE_ROUTE, _GET_ROUTE = 24, 25, 26
 _NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENODEV)
 """What the kernel answers to a route whose interface is not there, or down, or not on the gateway's network."""
 _NLM_REPLACE, _NLM_CREATE = 0x100, 0x400
@@ -168,26 +168,31 @@ def blackhole(address: IPv4Address) -> Route:
     return Route(32, 0, PROTOCOL, _SCOPE_UNIVERSE, _TYPE_BLACKHOLE, 0, attributes)
 
 
-def dump(rtnl: Any, table: int) -> list[Route]:
-    """All IPv4 routes of one table, in the order in which the kernel tries them within one prefix."""
-    messages = rtnl.get_routes(family=_AF_INET, table=table)
-    # Linux before 4.20 sends every table, whatever was asked for.
-    return [route for route in (Route.unpack(_body(message)) for message in messages) if route.table == table]
+def dump(table: int) -> list[Route]:
+    """All IPv4 routes of one table, in the order in which the kernel tries them within one prefix.
+
+    Raises NetlinkError, as everything here does that asks or tells the kernel.
+    """
+    wanted = _HEADER.pack(_AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)
+    wanted += rtnetlink.pack_attributes([(_TABLE, struct.pack("=I", table))])
+    with rtnetlink.expect(errno.ENOENT):  # a table in which there was no route yet
+        return [Route.unpack(body) for body in rtnetlink.dump(_GET_ROUTE, wanted)]
+    return []
 
 
-def defaults(rtnl: Any) -> list[Route]:
+def defaults() -> list[Route]:
     """The default routes of the main table, best first."""
-    found = [r for r in dump(rtnl, MAIN_TABLE) if r.destination == _ANYWHERE and r.type == _TYPE_UNICAST and r.tos == 0]
+    found = [r for r in dump(MAIN_TABLE) if r.destination == _ANYWHERE and r.type == _TYPE_UNICAST and r.tos == 0]
     return sorted(found, key=lambda route: route.metric)
 
 
-def beside_default(rtnl: Any, interface: int) -> list[IPv4Network]:
+def beside_default(interface: int) -> list[IPv4Network]:
     """What is reached by this interface on other ways than the default route: networks of which none holds another."""
-    found = [r for r in dump(rtnl, MAIN_TABLE) if r.type == _TYPE_UNICAST and r.interface == interface]
+    found = [r for r in dump(MAIN_TABLE) if r.type == _TYPE_UNICAST and r.interface == interface]
     return list(collapse_addresses(r.destination for r in found if r.destination != _ANYWHERE))
 
 
-def ensure_front(journal: Journal, rtnl: Any, wanted: Route) -> list[str]:
+def ensure_front(journal: Journal, wanted: Route) -> list[str]:
     """Make ``wanted`` (of ours, metric 0) the route that the kernel takes for its destination.
 
     A route of metric 0 that is in the way is replaced and journalled; others stay behind ours. Returns what
@@ -195,7 +200,7 @@ def ensure_front(journal: Journal, rtnl: Any, wanted: Route) -> list[str]:
     """
     from dnat.system.netlink import NetlinkError
 
-    current = _front(rtnl, wanted.destination)
+    current = _front(wanted.destination)
     if current and _same(current, wanted):
         return []
     old = current if current and current.protocol != PROTOCOL else None
@@ -219,12 +224,12 @@ def ensure_front(journal: Journal, rtnl: Any, wanted: Route) -> list[str]:
     return [f"{verb} {_subject(wanted)}"]
 
 
-def ensure_local_mtu(journal: Journal, rtnl: Any, address: IPv4Address, loopback: int, mtu: int) -> list[str]:
+def ensure_local_mtu(journal: Journal, address: IPv4Address, loopback: int, mtu: int) -> list[str]:
     """Give the local route of ``address`` on the loopback interface an MTU.
 
     Everything else about the route stays the kernel's, so that it still goes away with the address.
     """
-    route = _local(rtnl, address, loopback)
+    route = _local(address, loopback)
     if route is None or route.mtu == mtu:
         return []
     journal.add(LOCAL_KIND, f"local route of {address}", address=str(address), old=route.restorable().pack().hex())
@@ -232,9 +237,9 @@ def ensure_local_mtu(journal: Journal, rtnl: Any, address: IPv4Address, loopback
     return [f"local route of {address}: mtu {route.mtu or 'unset'} → {mtu}"]
 
 
-def local_owners(rtnl: Any, address: IPv4Address) -> list[int]:
+def local_owners(address: IPv4Address) -> list[int]:
     """Indexes of the interfaces that have ``address``."""
-    routes = dump(rtnl, LOCAL_TABLE)
+    routes = dump(LOCAL_TABLE)
     return [
         r.interface for r in routes if r.type == _TYPE_LOCAL and r.destination == IPv4Network(address) and r.interface
     ]
@@ -249,8 +254,8 @@ def undo(entry: Entry) -> None:
     from dnat.system.netlink import NetlinkError
 
     old = _stored(entry)
-    with rtnetlink.socket("put the old route back") as rtnl:
-        current = _front(rtnl, IPv4Network(entry.facts["destination"]))
+    with rtnetlink.refusals("put the old route back"):
+        current = _front(IPv4Network(entry.facts["destination"]))
         if old is not None and (current is None or current.protocol == PROTOCOL):
             try:
                 rtnetlink.request(_NEW_ROUTE, old.pack(), _NLM_REPLACE | _NLM_CREATE)
@@ -267,8 +272,8 @@ def undo_local(entry: Entry) -> None:
     """Handler of entries about the local route of an address on the loopback interface."""
     old = _stored(entry)
     assert old is not None and old.interface is not None
-    with rtnetlink.socket("put the old local route back") as rtnl:
-        current = _local(rtnl, IPv4Address(entry.facts["address"]), old.interface)
+    with rtnetlink.refusals("put the old local route back"):
+        current = _local(IPv4Address(entry.facts["address"]), old.interface)
         if current and current.restorable() != old:
             rtnetlink.request(_NEW_ROUTE, old.pack(), _NLM_REPLACE | _NLM_CREATE)
 
@@ -281,14 +286,14 @@ def _subject(route: Route) -> str:
     return "default route" if route.destination == _ANYWHERE else f"route to {route.destination}"
 
 
-def _front(rtnl: Any, destination: IPv4Network) -> Route | None:
+def _front(destination: IPv4Network) -> Route | None:
     """The route of metric 0 that NLM_F_REPLACE would replace: the first one of its prefix."""
-    found = (r for r in dump(rtnl, MAIN_TABLE) if r.destination == destination and r.metric == 0 and r.tos == 0)
+    found = (r for r in dump(MAIN_TABLE) if r.destination == destination and r.metric == 0 and r.tos == 0)
     return next(found, None)
 
 
-def _local(rtnl: Any, address: IPv4Address, loopback: int) -> Route | None:
-    for route in dump(rtnl, LOCAL_TABLE):
+def _local(address: IPv4Address, loopback: int) -> Route | None:
+    for route in dump(LOCAL_TABLE):
         if route.type == _TYPE_LOCAL and route.destination == IPv4Network(address) and route.interface == loopback:
             return route
     return None
@@ -299,11 +304,6 @@ def _same(one: Route, other: Route) -> bool:
     return replace(one, attributes=()) == replace(other, attributes=()) and dict(one.attributes) == dict(
         other.attributes
     )
-
-
-def _body(message: Any) -> bytes:
-    start = message.offset
-    return bytes(message.data[start + rtnetlink.HEADER.size : start + message.length])
 
 
 def _hop_extents(data: bytes) -> Iterator[tuple[int, int]]:

@@ -18,6 +18,7 @@ HEADER = struct.Struct("=IHHII")
 
 _REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
 _ERROR, _DONE = 2, 3
+_SOL_NETLINK, _GET_STRICT_CHECK = 270, 12
 _ANSWER_SIZE = 4096
 _DUMP_SIZE = 1 << 16
 
@@ -74,8 +75,8 @@ def request(message_type: int, body: bytes, flags: int, family: int = sockets.NE
         raise NetlinkError(-code)
 
 
-def dump(message_type: int, body: bytes, family: int) -> Iterator[bytes]:
-    """Ask for everything of a kind: the body of each message of the answer. For what pyroute2 takes very long to read.
+def dump(message_type: int, body: bytes, family: int = sockets.NETLINK_ROUTE) -> Iterator[bytes]:
+    """Ask for everything of a kind: the body of each message of the answer, in the kernel's encoding.
 
     Raises NetlinkError as `request` does.
     """
@@ -83,15 +84,18 @@ def dump(message_type: int, body: bytes, family: int) -> Iterator[bytes]:
 
     with sockets.socket(sockets.AF_NETLINK, sockets.SOCK_RAW, family) as channel:
         channel.bind((0, 0))
+        # Only what the body asks for.
+        channel.setsockopt(_SOL_NETLINK, _GET_STRICT_CHECK, 1)
         channel.send(HEADER.pack(HEADER.size + len(body), message_type, _REQUEST | _DUMP, 1, 0) + body)
         while True:
             answer, offset = channel.recv(_DUMP_SIZE), 0
             while offset < len(answer):
                 length, kind, *_ = HEADER.unpack_from(answer, offset)
-                if kind == _DONE:
+                if kind in (_DONE, _ERROR):
+                    (code,) = struct.unpack_from("=i", answer, offset + HEADER.size)
+                    if code != 0:
+                        raise NetlinkError(-code)
                     return
-                if kind == _ERROR:
-                    raise NetlinkError(-struct.unpack_from("=i", answer, offset + HEADER.size)[0])
                 yield answer[offset + HEADER.size : offset + length]
                 offset += (length + 3) & ~3
 
