@@ -119,10 +119,9 @@ class ReplayWindow:
 
     __slots__ = ("_seen", "highest")
 
-    def __init__(self, floor: int = 0) -> None:
-        """Counters up to ``floor`` count as seen."""
-        self.highest = floor
-        self._seen = (1 << REPLAY_WIDTH) - 1 if floor else 0
+    def __init__(self) -> None:
+        self.highest = 0
+        self._seen = 0
 
     def look(self, counter: int) -> Freshness:
         """What `note` would find, without noting it."""

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from ipaddress import IPv4Address
 
 from dnat.pap.auth import (
     COOKIE,
+    WINDOW,
     Agree,
     Agreement,
     Direction,
-    Freshness,
     Key,
-    ReplayWindow,
     Stamper,
     is_sealed,
     key_context,
     seal,
 )
 from dnat.pap.codec import with_attribute
+from dnat.pap.memory import remember
 from dnat.pap.messages import Auth, Message, Result
 
 FORMER_KEPT = 120.0
@@ -43,8 +44,13 @@ class Credentials:
         self._offer_again_at = float("-inf")
         self._wall_offset = wall_offset
         self._stamper: Stamper | None = None
-        self._window: ReplayWindow | None = None
-        self._window_raised_at = 0.0
+        self._first: float | None = None
+        """When the first authentic answer since the start was made, on the servers' clock; None before it came."""
+        self._last = 0.0
+        """When the last one was made."""
+        self._last_came_at = 0.0
+        self._seen: OrderedDict[int, None] = OrderedDict()
+        """Counters of what answers nothing."""
 
     # Sending
 
@@ -81,12 +87,18 @@ class Credentials:
         return "unknown-key"
 
     def doubt_fresh(self, auth: Auth | None) -> str | None:
-        """Why an authentic message that answers nothing may be an old one; None if it is fresh."""
+        """Why an authentic message that answers nothing may be an old one; None if it is fresh.
+
+        Its time tells, and not its counter: of several servers with one store each counts by itself.
+        """
         if self.key is None or auth is None:
             return None
-        if self._window is None:
+        if self._first is None:
             return "freshness-unknown"
-        return None if self._window.note(auth.counter) is Freshness.FRESH else "replayed"
+        if auth.timestamp / 1000 < max(self._first, self._last - WINDOW) or auth.counter in self._seen:
+            return "replayed"
+        remember(self._seen, auth.counter)
+        return None
 
     def learn(self, message: Message, asked_at: float, now: float) -> bool:
         """Take from an answer what makes questions better; whether this one should be asked again at once."""
@@ -104,18 +116,15 @@ class Credentials:
         return message.new_key and same
 
     def heard(self, auth: Auth | None, asked_at: float, now: float) -> None:
-        """An authentic answer came to a question of ours: what was sent before it is old."""
+        """An authentic answer came to a question of ours, so it was made just now: what was made long before is old."""
         if auth is None:
             return
-        # A server whose clock was set back counts from there on; the question proves that the answer is young.
-        if self._window is None or (auth.counter < self._window.highest and asked_at > self._window_raised_at):
-            self._window = ReplayWindow(auth.counter)
-        elif auth.counter <= self._window.highest:
-            self._window.note(auth.counter)
-            return
-        else:
-            self._window.note(auth.counter)
-        self._window_raised_at = now
+        made = auth.timestamp / 1000
+        if asked_at >= self._last_came_at:
+            # A server whose clock was set back counts from there on.
+            self._first = made if self._first is None else min(self._first, made)
+            self._last = made
+            self._last_came_at = now
 
     # Agreeing on a key
 

@@ -15,7 +15,7 @@ from dnat.pap.answers import Answer
 from dnat.pap.auth import Key
 from dnat.pap.backoff import Draw
 from dnat.pap.guard import Agreed, Guard
-from dnat.pap.messages import LeaseInfo, Message, MessageType, Result, Want
+from dnat.pap.messages import PERMANENT, LeaseInfo, Message, MessageType, Result, Want
 from dnat.pap.policy import Policy
 
 DRAIN_RETRY = 60
@@ -173,5 +173,6 @@ class _OverQuota(Exception):
 
 def record_info(record: LeaseRecord, now: float | None = None) -> LeaseInfo:
     """The lease as a message speaks of it, with the lifetime that is left, rounded down; 0 without a time."""
-    left = 0 if now is None else max(0, int(record.expires_at - now + CLOCK_STEP))
+    # A clock behind that of the grant (before a reboot, or another server's) sees more than PERMANENT.
+    left = 0 if now is None else min(max(0, int(record.expires_at - now + CLOCK_STEP)), PERMANENT)
     return LeaseInfo(record.id, record.address, record.ports, record.protocol, record.purpose, left)

@@ -302,6 +302,30 @@ def test_invalidates_and_their_acks_are_sealed(net: Network) -> None:
     assert net.server.next_deadline > 100
 
 
+@pytest.mark.parametrize("older", [True, False])
+def test_an_invalidate_of_another_server_is_obeyed(net: Network, older: bool) -> None:
+    """Two servers share a store, and each counts its datagrams from its own start on."""
+    net.silent(1000)
+    phone = net.host("phone", 11)
+    phone.agent.want(SIP, net.now)
+    net.silent(1)
+    first = net.server
+    net.silent(20)
+    second = net.server = net._new_server()
+    phone.agent.resume(net.now)
+    net.silent(1)
+    assert phone.ports == ["5060"]
+    net.server = first if older else second
+    assert net.server is not None
+    net.server.invalidate([phone.agent.leases[0].id], Result.ADMINISTRATIVE, net.now)
+    net.run(1)
+    net.expect("""
+        1022.00 server > phone: INVALIDATE administrative 5060/udp
+        1022.01 phone: lost 5060 administrative
+        1022.01 phone > server: ACK success
+    """)
+
+
 def test_a_revoked_key_is_no_key(net: Network) -> None:
     phone = net.host("phone", 11)
     phone.agent.want(SIP, net.now)

@@ -90,6 +90,26 @@ def test_a_permanent_lease_outlives_years_without_its_host() -> None:
     assert len(net.store.leases) == 1
 
 
+@pytest.mark.parametrize("earlier", [2.0, 3600.0, 1e9])
+def test_a_permanent_lease_is_served_by_a_clock_that_is_behind(earlier: float) -> None:
+    """That of a server after a reboot, or of the other of two, sees more time left than a message can say."""
+    net = reserving("10.66.0.20", permanent=True)
+    net.silent(2e9)
+    proxy = net.host("proxy", 20)
+    proxy.agent.want(SIP, net.now)
+    net.silent(1)
+    net.start_server()
+    net.now -= earlier
+    net.reboot(proxy)
+    proxy.agent.resume(net.now)
+    net.run(1)
+    assert [line.split(" ", 1)[1] for line in net.transcript()] == [
+        "proxy > server: REQUEST resume",
+        f"server > proxy: RESPONSE success 5060/udp {PERMANENT}s",
+        "proxy: resumed 5060",
+    ]
+
+
 def test_a_permanent_lease_is_renewed_all_the_same() -> None:
     """Twice a day: so that a lost store is noticed."""
     net = reserving("10.66.0.20", permanent=True)
