@@ -12,8 +12,12 @@ import pytest
 from servers import Host, address, serving
 from waiting import eventually
 
+from dnat.pap.auth import Key
+from dnat.pap.keyring import DropKey, KeyRecord, KeyState, PutKey
 from dnat.pap.messages import Result
+from dnat.store import StoreError
 from dnat.store.etcd.client import Cluster
+from dnat.store.etcd.keys import EtcdKeyStore
 from dnat.types import PortRange
 
 
@@ -88,6 +92,53 @@ def test_a_key_agreed_with_one_server_is_good_at_the_other(cluster: Cluster, tmp
             assert two.counters["want-success"] == 1
             await two.change_keys(two.keyring.revoke([key.id]))
             await eventually(lambda: state(one) == "revoked", "the first server knows that it is revoked")
+
+    asyncio.run(story())
+
+
+def test_both_may_end_a_key_whose_time_has_come(cluster: Cluster) -> None:
+    """Each sees the end of a replaced key at the same moment; neither may take the other's act for a failed store."""
+
+    def key(number: int, state: KeyState) -> PutKey:
+        return PutKey(KeyRecord(Key(number, bytes(32)), "phone", bytes(16), state, True, 1.0))
+
+    async def story() -> None:
+        one, two = EtcdKeyStore(cluster), EtcdKeyStore(cluster)
+        await one.open()
+        await one.transact([key(number, KeyState.RETIRING) for number in (1, 2, 3)])
+        await two.open()
+        await asyncio.gather(
+            one.transact([DropKey(1), DropKey(2), key(4, KeyState.ACTIVE)]),
+            two.transact([DropKey(2), DropKey(1), key(4, KeyState.ACTIVE), key(5, KeyState.NEW)]),
+        )
+        assert sorted(each.key.id for each in (await one.open()).records) == [3, 4, 5]
+        outcomes = await asyncio.gather(
+            one.transact([DropKey(3)]), two.transact([key(3, KeyState.REVOKED)]), return_exceptions=True
+        )
+        assert [isinstance(each, StoreError) for each in outcomes].count(True) == 1, "only one of them can be first"
+        revoked = [each.state for each in (await one.open()).records if each.key.id == 3]
+        assert revoked == ([] if outcomes[0] is None else [KeyState.REVOKED])
+        await one.close()
+        await two.close()
+
+    asyncio.run(story())
+
+
+def test_all_keys_can_be_rotated_at_once(cluster: Cluster) -> None:
+    """More keys than etcd takes in one transaction: those of many hosts that come back together, too."""
+
+    async def story() -> None:
+        async with serving(cluster, 1) as one, serving(cluster, 2) as two:
+            active = [
+                PutKey(KeyRecord(Key(n, bytes(32)), f"phone{n}", n.to_bytes(16), KeyState.ACTIVE, True, 1.0))
+                for n in range(1, 301)
+            ]
+            one.keyring.follow(active)
+            await one.change_keys(tuple(active))
+            await one.change_keys(one.keyring.rotate(range(1, 301)))
+            await eventually(
+                lambda: sum(each.replace for each in two.keyring) == 300, "the other server asks for new keys, too"
+            )
 
     asyncio.run(story())
 

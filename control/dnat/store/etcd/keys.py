@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -15,6 +16,9 @@ from dnat.store.etcd.client import Cluster, EtcdClient, delete, fetch, put, unch
 from dnat.store.etcd.follower import Follower
 from dnat.store.etcd.mirror import DELETE
 from dnat.store.keys import KeyStoreState
+
+AT_ONCE = 100
+"""Keys of one transaction; etcd takes 128 operations unless told otherwise."""
 
 
 class _Row(msgspec.Struct, frozen=True):
@@ -65,38 +69,68 @@ class EtcdKeyStore:
         return KeyStoreState(tuple(sorted(records, key=lambda each: (each.created_at, each.key.id))), pair.value)
 
     async def transact(self, changes: Sequence[KeyChange]) -> None:
-        """Make changes durable, all or none. Raises StoreError, also when another server changed one of them first."""
+        """Make changes durable. Raises StoreError, also when another server changed one of the keys first.
+
+        More than etcd takes at once is written in several transactions. If a later one fails, the earlier ones stand.
+        """
         final = {_changed(change): change for change in changes}
-        compare = [unchanged(self._key(each), self._revisions.get(each, 0)) for each in final]
-        writes = [
-            put(self._key(each), _value(change.record)) if isinstance(change, PutKey) else delete(self._key(each))
-            for each, change in final.items()
-        ]
-        self._transactions += 1
-        writer, token = self._path("secret", "writer"), f"{self._name}-{self._transactions}".encode()
         self._busy = True
         try:
-            await self._write(final, compare, [put(writer, token), *writes], fetch(writer), token)
+            for part in _batched(final, AT_ONCE):
+                await self._write({each: final[each] for each in part})
         finally:
             self._busy = False
             deferred, self._deferred = self._deferred, []
             self.heard(deferred)
 
-    async def _write(
-        self, final: dict[int, KeyChange], compare: list[Any], writes: list[Any], look: Any, token: bytes
-    ) -> None:
-        answer = await self._client.transact(compare, writes, [look])
-        revision = answer.header.revision
-        if not answer.succeeded:
-            last = answer.responses[0].response_range.kvs
-            if not last or last[0].value != token:
-                raise StoreError("another server changed the same key first")
-            revision = last[0].mod_revision
-        for each, change in final.items():
-            if isinstance(change, PutKey):
-                self._revisions[each] = revision
-            else:
-                self._revisions.pop(each, None)
+    async def _write(self, final: dict[int, KeyChange]) -> None:
+        self._transactions += 1
+        writer, token = self._path("secret", "writer"), f"{self._name}-{self._transactions}".encode()
+        while final:
+            values = {
+                each: _value(change.record) if isinstance(change, PutKey) else None for each, change in final.items()
+            }
+            compare = [unchanged(self._key(each), self._revisions.get(each, 0)) for each in final]
+            writes = [
+                delete(self._key(each)) if value is None else put(self._key(each), value)
+                for each, value in values.items()
+            ]
+            looks = [fetch(writer), *(fetch(self._key(each)) for each in final)]
+            answer = await self._client.transact(compare, [put(writer, token), *writes], looks)
+            revision = answer.header.revision
+            if not answer.succeeded:
+                last, *there = [_one(each.response_range.kvs) for each in answer.responses]
+                if last is None or last.value != token:
+                    self._pass_over(final, values, there)
+                    continue
+                # It was a repeat: the first attempt had gone through, only its answer was lost.
+                revision = last.mod_revision
+            for each, value in values.items():
+                self._note(each, None if value is None else revision)
+            return
+
+    def _pass_over(self, final: dict[int, KeyChange], values: dict[int, bytes | None], there: Sequence[Any]) -> None:
+        """Another server was first: what it did as we would have, such as to end a key whose time has come, is done.
+
+        Raises StoreError if that explains nothing.
+        """
+        done = {
+            each: pair
+            for (each, value), pair in zip(values.items(), there, strict=True)
+            if value == (None if pair is None else pair.value) and self._revisions.get(each, 0) != _revision(pair)
+        }
+        if not done:
+            raise StoreError("another server changed the same key first")
+        for each, pair in done.items():
+            self._note(each, _revision(pair) or None)
+            del final[each]
+
+    def _note(self, key_id: int, revision: int | None) -> None:
+        """A key was changed last at a revision; None: there is none any more."""
+        if revision is None:
+            self._revisions.pop(key_id, None)
+        else:
+            self._revisions[key_id] = revision
 
     async def close(self) -> None:
         await self._follower.stop()
@@ -137,6 +171,22 @@ class EtcdKeyStore:
 
     def _id(self, key: bytes) -> int:
         return int(key[len(self._prefix) :], 16)
+
+
+def _batched(keys: Iterable[int], size: int) -> Iterator[list[int]]:
+    """All of them, so many at a time."""
+    left = iter(keys)
+    while part := list(islice(left, size)):
+        yield part
+
+
+def _one(pairs: Sequence[Any]) -> Any:
+    """The pair that was asked for; None if there is none."""
+    return pairs[0] if pairs else None
+
+
+def _revision(pair: Any) -> int:
+    return 0 if pair is None else int(pair.mod_revision)
 
 
 def _changed(change: KeyChange) -> int:
