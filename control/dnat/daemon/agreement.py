@@ -29,5 +29,8 @@ class X25519Agreement:
         from cryptography.hazmat.primitives.hashes import SHA256
         from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-        shared = self._private.exchange(X25519PublicKey.from_public_bytes(their_share))
+        try:
+            shared = self._private.exchange(X25519PublicKey.from_public_bytes(their_share))
+        except ValueError:
+            raise ValueError("this KEY-SHARE is no public key") from None
         return HKDF(SHA256(), SECRET_LENGTH, salt or None, context).derive(shared)

@@ -30,7 +30,7 @@ from dnat.pap.auth import (
 from dnat.pap.codec import AUTH_HEAD, TAG_LENGTHS
 from dnat.pap.keyring import MAX_KEYS, DropKey, KeyChange, KeyRecord, Keyring, KeyState
 from dnat.pap.limits import Bucket, Buckets, Rate
-from dnat.pap.messages import COOKIE_LENGTH, Message, Result
+from dnat.pap.messages import COOKIE_LENGTH, Auth, Message, Result
 
 UNSEEN_AGREEMENT = 60.0
 """Seconds for which an agreed key that was never used is replaced only from the address that asked for it."""
@@ -169,6 +169,18 @@ class Guard:
             if is_sealed(datagram, auth, record.key, Direction.FROM_AGENT, source):
                 return None
         return "bad-tag"
+
+    def key_of_unread(self, datagram: bytes, source: IPv4Address) -> Key | None:
+        """The key that a datagram is sealed with which could not be read; None if it is not, or not well."""
+        tail = datagram[-SEALED_TAIL:]
+        if len(datagram) < SEALED_TAIL or not tail.startswith(_AUTH_START):
+            return None
+        key_id, algorithm, timestamp, counter = AUTH_HEAD.unpack_from(tail, 4)
+        auth = Auth(key_id, algorithm, timestamp, counter, tail[4 + AUTH_HEAD.size :])
+        record = self.keyring.get(auth.key_id)
+        if record is None or not record.good:
+            return None
+        return record.key if is_sealed(datagram, auth, record.key, Direction.FROM_AGENT, source) else None
 
     def admit_lease(self, now: float) -> bool:
         """Whether there is time for one more lease."""

@@ -152,7 +152,7 @@ class Keyring:
         if record.state is not KeyState.NEW:
             return ()
         changes: list[KeyChange] = [
-            self._put(replace(each, state=KeyState.RETIRING, until=now + OVERLAP))
+            self._put(replace(each, state=KeyState.RETIRING, until=now + OVERLAP, replace=False))
             for each in self.of_host(host_id)
             if each.state is KeyState.ACTIVE
         ]

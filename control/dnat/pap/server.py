@@ -86,7 +86,7 @@ class Server:
         try:
             message = decode(datagram)
         except CodecError as error:
-            self._reject(error, len(datagram), source, now)
+            self._reject(error, datagram, source, now)
             return
         if message.type is MessageType.ACK:
             self._acknowledged(datagram, message, source[0])
@@ -246,7 +246,7 @@ class Server:
     def _asked(self, datagram: bytes, message: Message, source: Destination, now: float) -> None:
         if message.host_id is None:
             error = CodecError(Result.MALFORMED, "no HOST-ID", transaction=message.transaction, type=message.type)
-            self._reject(error, len(datagram), source, now)
+            self._reject(error, datagram, source, now)
             return
         peer = self.guard.admit(datagram, message, source, now) if self.guard else Passed()
         if not isinstance(peer, Passed):
@@ -284,8 +284,7 @@ class Server:
 
     # Refusals of what is no question
 
-    def _reject(self, error: CodecError, length: int, source: Destination, now: float) -> None:
-        """``length``: of the question, in octets."""
+    def _reject(self, error: CodecError, datagram: bytes, source: Destination, now: float) -> None:
         self.counters[error.result.label] += 1
         if error.transaction is not None and error.type in _ANSWERS:
             if self.guard is not None and not self.guard.may_answer_unread(now):
@@ -300,7 +299,10 @@ class Server:
                 reason=str(error),
                 unknown=error.unknown,
             )
-            self._queue.append(Step((), ((_no_larger(message, 2 * length), source),)))
+            octets = _no_larger(message, 2 * len(datagram))
+            if self.guard is not None:
+                octets = self.guard.seal(octets, self.guard.key_of_unread(datagram, source[0]), source[0], now)
+            self._queue.append(Step((), ((octets, source),)))
 
     def _refuse(self, question: Message, refused: Refused, length: int, source: Destination, now: float) -> None:
         message = Message(

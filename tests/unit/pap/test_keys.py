@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
@@ -9,10 +10,11 @@ from pap_link import LAN, SIP, Host, Network
 
 from dnat.errors import UsageError
 from dnat.pap.auth import Key
+from dnat.pap.codec import decode, encode
 from dnat.pap.events import Granted, Refused
 from dnat.pap.guard import Mode
 from dnat.pap.keyring import OVERLAP, KeyState
-from dnat.pap.messages import Result
+from dnat.pap.messages import AGENT_PORT, Message, MessageType, Result
 from dnat.pap.policy import Policy
 
 
@@ -249,6 +251,7 @@ def test_rotation_loses_nothing(net: Network) -> None:
     assert sorted(states(net)) == ["active", "new"]
     net.run(20)
     assert sorted(states(net)) == ["active", "retiring"]
+    assert not any(record.replace for record in net.store.keys.values())
     net.run(OVERLAP)
     assert states(net) == ["active"]
     assert phone.ports == ["5060"]
@@ -350,6 +353,36 @@ def test_a_revoked_key_is_no_key(net: Network) -> None:
     phone.agent.want(SIP, net.now)
     net.run(1)
     assert phone.ports == ["5060"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "result"),
+    [(b"\x81\x23\0\0", Result.UNSUPPORTED_ATTRIBUTE), (b"\x80\x04\0\1\0\0\0\0", Result.MALFORMED)],
+)
+def test_a_host_with_a_key_believes_that_it_was_not_understood(net: Network, broken: bytes, result: Result) -> None:
+    """A newer host must learn that the server is older, and believes nothing without AUTH."""
+    phone = net.host("phone", 11)
+    phone.agent.want(SIP, net.now)
+    net.silent(1)
+    phone.agent.resume(net.now)
+    (question,) = phone.agent._questions.values()
+    phone.agent.datagrams()
+    newer = question.octets[:4] + (40 + len(broken)).to_bytes(2) + question.octets[6:40] + broken
+    assert phone.agent.credentials is not None
+    net.say(phone.agent.credentials.seal(newer, net.now), 11)
+    net.silent(0.1)
+    assert isinstance(phone.events[-1], Refused)
+    assert phone.events[-1].result is result
+    assert not phone.agent.counters["without-auth"]
+
+
+def test_a_share_that_is_no_public_key_is_refused_in_plain_words(net: Network) -> None:
+    phone = net.host("phone", 11)
+    offer = Message(MessageType.REQUEST, 7, host_id=phone.agent.host_id, key_share=bytes(32))
+    cookie = net.guard._cookies.make(phone.address, AGENT_PORT, net.now)
+    net.say(encode(replace(offer, cookie=cookie)), 11)
+    answer = decode(net.wire[-1][0])
+    assert (answer.result, answer.reason) == (Result.MALFORMED, "this KEY-SHARE is no public key")
 
 
 def test_an_unused_agreement_is_forgotten(net: Network) -> None:
