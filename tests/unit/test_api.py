@@ -9,7 +9,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,15 @@ class Scene:
         self.ended: list[Session] = []
         self.server = api.ApiServer(
             path,
-            readers={"echo": echo},
+            readers={"echo": echo, "name": self.name},
             writers={"change": echo},
             watchers={"watch": self.watch},
             programs={"lease": self.watch},
             group=group,
         )
+
+    async def name(self, name: str) -> str:
+        return name
 
     async def watch(self, session: Session) -> int:
         self.sessions.append(session)
@@ -139,6 +142,32 @@ def test_garbage_is_answered_line_by_line(lines: list[bytes]) -> None:
 
     with tempfile.TemporaryDirectory() as directory:
         play(story, Path(directory) / "api.sock")
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "words"),
+    [
+        ("echo", {"text": 5}, "'text': Expected `str`, got `int`"),
+        ("echo", {"text": "x", "count": True}, "'count': Expected `int`, got `bool`"),
+        ("echo", {"text": None}, "'text'"),
+        ("change", {"many": 1}, "'many' is not one of text, count"),
+        ("name", {}, "'name' is missing"),
+        ("name", {"name": ["x"]}, "'name': Expected `str`, got `array`"),
+        ("name", {"name": "x", "self": 1}, "'self' is not one of name"),
+        ("name", {"name": "\udcff"}, "in UTF-8"),
+    ],
+)
+def test_parameters_are_checked_before_anything_is_done(
+    path: Path, method: str, parameters: dict[str, Any], words: str
+) -> None:
+    """What a method is given has the types that it says; it never works with half of it."""
+
+    async def story(scene: Scene) -> None:
+        (answer,) = await raw(scene.path, json.dumps({"method": method, "parameters": parameters}).encode() + b"\n")
+        assert answer["error"]["kind"] == "UsageError"
+        assert words in answer["error"]["message"]
+
+    play(story, path)
 
 
 def test_a_line_without_an_end_costs_its_sender_the_connection(path: Path) -> None:
@@ -294,6 +323,56 @@ def test_the_client_says_what_is_wrong(path: Path) -> None:
             listener.accept()[0].close()
         with pytest.raises(NotRunningError, match="went away"):
             gone.call("status")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"SSH-2.0-OpenSSH_9.2",
+        b"[]",
+        b"5",
+        b'"event"',
+        b'{"ok": true}',
+        b'{"error": "no"}',
+        b'{"error": {"kind": 5}}',
+        b"\xff",
+    ],
+)
+def test_a_socket_that_is_not_this_daemons(path: Path, said: bytes) -> None:
+    """Of another version, or of another program: said in a sentence, by both clients."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+
+        def answer() -> None:
+            with suppress(OSError):
+                while True:
+                    peer, _ = listening.accept()
+                    with peer:
+                        peer.recv(1000)
+                        peer.sendall(said + b"\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        with Client(path) as client, pytest.raises(NotRunningError, match="not this version"):
+            client.call("status")
+        with pytest.raises(NotRunningError, match="not this version"):
+            asyncio.run(AsyncClient.connect(path))
+        listening.shutdown(socket.SHUT_RDWR)
+
+
+def test_text_that_is_none_is_not_sent(path: Path) -> None:
+    """As an argument in Latin-1 becomes one for Python."""
+
+    async def story(scene: Scene) -> None:
+        def ask() -> None:
+            with Client(path) as client:
+                with pytest.raises(UsageError, match="UTF-8"):
+                    client.call("echo", text="f\udcfcr")
+                assert client.call("echo", text="für") == "für"
+
+        await asyncio.to_thread(ask)
+
+    play(story, path)
 
 
 def test_a_closed_client_says_so_to_whoever_waits(path: Path) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections import deque
 from pathlib import Path
 from typing import Any
 
 from dnat.client.granted import AGAIN_SECONDS, ENDED, LOOK_SECONDS, Granted, end, stands, wish
-from dnat.client.wire import GONE, NOT_UP, VERSION, encode, result_of
+from dnat.client.wire import NOT_UP, VERSION, decode, encode, result_of
 from dnat.errors import DnatError, NotRunningError, PlatformError
 from dnat.instance import Instance
 
@@ -64,10 +63,7 @@ class AsyncClient:
             line = await self._reader.readline()
         except OSError as error:
             raise NotRunningError(f"the daemon went away: {error.strerror}") from None
-        if not line.endswith(b"\n"):
-            raise NotRunningError(GONE)
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        return decode(line)
 
 
 class AsyncPortLease(Granted):

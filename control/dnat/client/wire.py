@@ -9,23 +9,44 @@ from pathlib import Path
 from typing import Any
 
 from dnat import errors
-from dnat.errors import DnatError, NotRunningError
+from dnat.errors import DnatError, NotRunningError, UsageError
 
 VERSION = 1
 NOT_UP = "dnat is not up here; start it with: sudo dnatctl up"
 GONE = "the daemon went away before it answered"
+FOREIGN = "what answers on the daemon's socket is not this version of dnat: start it anew (systemctl restart dnat)"
 
 
 def encode(method: str, parameters: dict[str, Any]) -> bytes:
-    """One request."""
-    return json.dumps({"method": method, "parameters": parameters}).encode() + b"\n"
+    """One request. Raises UsageError for what is no text, as an argument in another encoding than UTF-8."""
+    try:
+        return json.dumps({"method": method, "parameters": parameters}, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError as error:
+        wrong = ascii(error.object[error.start : error.end])
+        raise UsageError(f"{wrong} is no character in UTF-8: use a terminal that speaks UTF-8") from None
+
+
+def decode(line: bytes) -> dict[str, Any]:
+    """One answer or event. Raises NotRunningError where the daemon ended in mid-sentence, or is none that we know."""
+    if not line.endswith(b"\n"):
+        raise NotRunningError(GONE)
+    try:
+        said = json.loads(line)
+    except ValueError:
+        said = None
+    if not isinstance(said, dict) or not said.keys() & {"event", "error", "result"}:
+        raise NotRunningError(FOREIGN)
+    return said
 
 
 def result_of(answer: dict[str, Any]) -> Any:
     """What an answer says. Raises the error that the daemon names."""
     if "error" in answer:
-        kind = getattr(errors, answer["error"]["kind"], DnatError)
-        raise kind(answer["error"]["message"])
+        try:
+            kind, message = getattr(errors, answer["error"]["kind"], DnatError), answer["error"]["message"]
+        except (KeyError, TypeError):
+            raise NotRunningError(FOREIGN) from None
+        raise (kind if isinstance(kind, type) and issubclass(kind, DnatError) else DnatError)(message)
     return answer["result"]
 
 
@@ -92,7 +113,4 @@ class Client:
             raise NotRunningError("the daemon does not answer; see: dnatctl status") from None
         except (OSError, ValueError) as error:
             raise NotRunningError(f"the daemon went away: {error}") from None
-        if not line.endswith(b"\n"):
-            raise NotRunningError(GONE)
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        return decode(line)

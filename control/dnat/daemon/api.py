@@ -7,12 +7,14 @@ are bounded.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from dnat.daemon.parameters import checked
 from dnat.daemon.session import Session
 from dnat.errors import DnatError, PlatformError, UsageError, error_kind
 from dnat.pap.limits import Buckets, Rate
@@ -134,7 +136,7 @@ class ApiServer:
                 f" to make a user one: usermod -aG {self._group} USER (docs/api.md)"
             )
         if method := self._readers.get(name) or self._writers.get(name):
-            return await method(**parameters)
+            return await method(**checked(method, parameters))
         if method := self._watchers.get(name) or self._programs.get(name):
             return await method(session, **parameters)
         raise UsageError(f'there is no method "{name}"')
@@ -150,15 +152,17 @@ async def _hello(versions: list[int] | None = None) -> dict[str, Any]:
     return {"version": max(common), "versions": list(VERSIONS)}
 
 
+class _Request(msgspec.Struct):
+    method: str
+    parameters: dict[str, Any] = {}
+
+
 def _parse(line: bytes) -> tuple[str, dict[str, Any]]:
     try:
-        request = json.loads(line)
-        name, parameters = request["method"], request.get("parameters", {})
-        if not (isinstance(name, str) and isinstance(parameters, dict)):
-            raise ValueError
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UsageError('a request is a line {"method": NAME, "parameters": {...}}') from None
-    return name, parameters
+        request = msgspec.json.decode(line, type=_Request)
+    except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
+        raise UsageError('a request is a line {"method": NAME, "parameters": {...}} in UTF-8') from None
+    return request.method, request.parameters
 
 
 def _refusal(error: DnatError) -> dict[str, Any]:

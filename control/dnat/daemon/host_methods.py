@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dnat.daemon.api import Method, SessionMethod
+from dnat.daemon.parameters import checked
 from dnat.daemon.wishes import checked_port, explicit, named
 from dnat.errors import UsageError
 from dnat.types import PortRange, Protocol
@@ -42,7 +43,8 @@ class HostMethods:
             programs = self._programs()
             if programs is None:
                 raise self._no_host()
-            return await getattr(programs, name)(session, **parameters)
+            method = getattr(programs, name)
+            return await method(session, **checked(method, parameters, besides=1))
 
         return call
 

@@ -7,6 +7,7 @@ from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any
 
 from dnat.daemon.api import Method
+from dnat.daemon.wishes import checked_port
 from dnat.errors import UsageError
 from dnat.leases.records import LeaseRecord
 from dnat.pap.messages import Result
@@ -68,7 +69,8 @@ class LeaseMethods:
         end = float("inf") if until is None else until
         from dnat.store import Period
 
-        period = Period(since, end, IPv4Address(address) if address else None, port)
+        where = IPv4Address(address) if address else None
+        period = Period(since, end, where, None if port is None else checked_port(port))
         return {"tenures": [_describe(server, each) for each in await server.tenures(period)]}
 
     def _need_server(self) -> ServerRole:

@@ -306,6 +306,8 @@ _ADVICE = {
     Result.OUTSIDE_POOL: "the server does not give out these ports; see server.ports and server.specific_ports there",
     Result.KEY_REQUIRED: "this host needs a key: `dnatctl key add NAME` there, `dnatctl key install` here",
     Result.NOT_AUTHORIZED: "its operator has to allow this host: `dnatctl key list` there",
+    Result.SHUTTING_DOWN: "its operator is about to stop it; what ends that: `dnatctl drain --off` there",
+    Result.STORE_FAILED: "it cannot write down its leases: its log says why",
     Result.QUOTA_EXCEEDED: "release ports that are not needed: dnatctl release",
 }
 

@@ -180,8 +180,8 @@ def _unpack_auth(value: bytes) -> Auth:
 
 
 def _pack_reason(reason: str) -> bytes:
-    """Text that is too long is cut at a character: it is for people."""
-    return reason.encode()[:MAX_REASON].decode(errors="ignore").encode()
+    """Text that is too long is cut at a character, and what is no character is a ?: it is for people."""
+    return reason.encode(errors="replace")[:MAX_REASON].decode(errors="ignore").encode()
 
 
 def _unpack_reason(value: bytes) -> str:

@@ -124,6 +124,20 @@ def test_a_permanent_lease_is_renewed_all_the_same() -> None:
     assert len(net.store.leases) == 1
 
 
+def test_no_words_of_an_operator_keep_a_lease_from_ending(net: Network) -> None:
+    """What is no character in UTF-8 was half done once: the lease ended in memory and stood in the store."""
+    phone = net.host("phone", 11)
+    phone.agent.want(SIP, net.now)
+    net.silent(1)
+    assert net.server is not None
+    net.server.invalidate([phone.agent.leases[0].id], Result.ADMINISTRATIVE, net.now, "f\udcfcr immer")
+    net.run(1)
+    assert not phone.ports and not net.store.leases
+    lost = phone.events[-1]
+    assert isinstance(lost, Lost)
+    assert lost.reason == "f?r immer"
+
+
 def test_draining_renews_and_grants_nothing() -> None:
     net = Network(policy=Policy((LAN,), lifetime=60))
     phone, late = net.host("phone", 11), net.host("late", 12)
