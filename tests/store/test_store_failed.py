@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from servers import Host, address, serving_from
 from waiting import eventually
 
 from dnat.daemon.server import ServerRole
+from dnat.errors import UsageError
+from dnat.leases.records import Change, PutLease
 from dnat.store import SqliteStore
 from dnat.types import Lease
 
@@ -68,5 +70,29 @@ def test_a_host_with_one_server_asks_it_again(tmp_path: Path) -> None:
             await phone.release(lease)
             assert server.counters["store-failed"] == 1
             assert not server.records()
+
+    asyncio.run(story())
+
+
+def test_a_follower_that_fails_does_not_silence_the_server(tmp_path: Path) -> None:
+    """As a router does that has no room for one more host: the lease stands, and everybody else is served."""
+
+    def overflow(changes: Sequence[Change]) -> None:
+        if any(isinstance(each, PutLease) and each.record.ports.first == 5060 for each in changes):
+            raise UsageError("no room for one more host")
+
+    async def story() -> None:
+        async with (
+            serving_from(tmp_path / "1", 1) as (server, store),
+            Host(11, (1,), tmp_path) as phone,
+            Host(12, (1,), tmp_path) as other,
+        ):
+            store.watch(overflow)
+            assert await phone.want(1, 5060) is None
+            assert server.counters["store-failed"] == 1
+            lease = await other.want(4)
+            assert lease is not None
+            await other.release(lease)
+            assert [each.ports.first for each in server.records()] == [5060], "as the store has it"
 
     asyncio.run(story())

@@ -19,6 +19,7 @@ from dnat.daemon.clock import SteadyClock
 from dnat.daemon.owners import describe_owner
 from dnat.daemon.pap_socket import PapSocket
 from dnat.daemon.sharing import Sharing
+from dnat.errors import DnatError
 from dnat.leases.pool import Pool
 from dnat.leases.records import LeaseRecord
 from dnat.leases.table import LeaseTable
@@ -29,7 +30,7 @@ from dnat.pap.limits import Rate
 from dnat.pap.messages import SERVER_PORT, Result
 from dnat.pap.policy import Policy, Reservation
 from dnat.pap.server import Server
-from dnat.store import KeyStore, Period, SharedStore, State, Store, StoreConflict, StoreError, Tenure
+from dnat.store import KeyStore, Period, SharedStore, State, Store, StoreConflict, Tenure
 from dnat.types import PortRange, Protocol
 
 if TYPE_CHECKING:
@@ -316,10 +317,12 @@ class ServerRole:
                         self._waiting = waiting + self._waiting
                         self._work.set()
                         continue
-            except StoreError as error:
-                log.error("%s", error)
+            except Exception as error:
+                # Whatever it was, and be it a follower of the store that failed: nobody else makes leases durable.
+                log.error("%s", error, exc_info=not isinstance(error, DnatError))
                 for each in waiting:
-                    each.set_exception(error)
+                    if not each.done():
+                        each.set_exception(error)
                 await self._fall_back(steps)
                 continue
             now = self._clock()
@@ -339,14 +342,15 @@ class ServerRole:
             self._refuse(steps)
             try:
                 state, keys = await self._store.open(self._clock()), await self._key_store.open()
-            except StoreError as error:
+                table = self._table(state)
+            except DnatError as error:
                 log.error("%s", error)
                 await asyncio.sleep(STORE_RETRY_SECONDS)
                 steps = self._take()
                 continue
             # What came meanwhile was decided on a table that never was. Nothing is awaited from here on.
             self._refuse(self._take())
-            self._core.reset_table(self._table(state), self._clock())
+            self._core.reset_table(table, self._clock())
             self._guard.keyring = Keyring(_draw, keys.records)
             self._sharing.reloaded()
             self._pump()
