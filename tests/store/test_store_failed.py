@@ -6,15 +6,17 @@ import asyncio
 import contextlib
 import shutil
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from servers import Host, address, serving_from
 from waiting import eventually
 
 from dnat.daemon.server import ServerRole
 from dnat.errors import UsageError
 from dnat.leases.records import Change, PutLease
-from dnat.store import SqliteStore
+from dnat.store import SqliteStore, StoreError
 from dnat.types import Lease
 
 
@@ -94,5 +96,19 @@ def test_a_follower_that_fails_does_not_silence_the_server(tmp_path: Path) -> No
             assert lease is not None
             await other.release(lease)
             assert [each.ports.first for each in server.records()] == [5060], "as the store has it"
+
+    asyncio.run(story())
+
+
+def test_a_store_that_contradicts_itself_is_named_and_left_alone(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving_from(tmp_path, 1) as (_, store), Host(11, (1,), tmp_path) as phone:
+            lease = await phone.want(4)
+            assert lease is not None
+            (record,) = (await store.open(0.0)).records
+            await store.transact([PutLease(replace(record, id=7))])
+        with pytest.raises(StoreError, match=r"contradicts itself: lease .* twice.* move it away"):
+            async with serving_from(tmp_path, 1):
+                pass
 
     asyncio.run(story())

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dnat.leases.records import Change, DropHold, DropLease, HoldRecord, LeaseRecord, PutHold, PutLease
-from dnat.store import SqliteStore, State, StoreError
+from dnat.store import Period, SqliteStore, State, StoreError
 from dnat.types import PortRange, Protocol, Purpose
 
 ADDRESS = IPv4Address("198.51.100.1")
@@ -99,7 +99,14 @@ def test_a_change_that_cannot_be_written_is_refused_whole(tmp_path: Path) -> Non
     assert asyncio.run(scenario()).records == (RECORD,)
 
 
-@pytest.mark.parametrize("damage", ["garbage", "truncated", "nonsense row"])
+NONSENSE = {
+    "a port beyond all": "UPDATE leases SET first = 70000",
+    "a row of other types": "UPDATE leases SET id = 'x'",
+    "no epoch": "DELETE FROM meta",
+}
+
+
+@pytest.mark.parametrize("damage", ["garbage", "truncated", *NONSENSE])
 def test_a_damaged_file_is_reported_and_left_as_it_is(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "leases.sqlite"
     asyncio.run(_write(path, [PutLease(RECORD)]))
@@ -108,17 +115,33 @@ def test_a_damaged_file_is_reported_and_left_as_it_is(tmp_path: Path, damage: st
     elif damage == "truncated":
         path.write_bytes(path.read_bytes()[:5000])
     else:
-        import sqlite3
-
-        database = sqlite3.connect(path)
-        database.execute("UPDATE leases SET first = 70000")
-        database.commit()
-        database.close()
+        with closing(sqlite3.connect(path)) as database:
+            database.execute(NONSENSE[damage])
+            database.commit()
     before = path.read_bytes()
     with pytest.raises(StoreError, match="damaged") as caught:
         asyncio.run(_read(path))
     assert str(path) in str(caught.value)
     assert path.read_bytes() == before
+
+
+def test_a_store_that_could_not_be_opened_again_says_so(tmp_path: Path) -> None:
+    """A server tries on, and is asked who held a port meanwhile."""
+    path = tmp_path / "leases.sqlite"
+
+    async def scenario() -> None:
+        store = SqliteStore(path)
+        await store.open(0.0)
+        for each in tmp_path.iterdir():
+            each.unlink()
+        path.write_bytes(b"this is not a database" * 500)
+        with pytest.raises(StoreError, match="damaged"):
+            await store.open(0.0)
+        with pytest.raises(StoreError, match="could not be opened again"):
+            await store.tenures(Period())
+        await store.close()
+
+    asyncio.run(scenario())
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from dnat.daemon.owners import describe_owner
 from dnat.daemon.pap_socket import PapSocket
 from dnat.daemon.sharing import Sharing
 from dnat.errors import DnatError
+from dnat.leases.errors import LeaseConflict
 from dnat.leases.pool import Pool
 from dnat.leases.records import LeaseRecord
 from dnat.leases.table import LeaseTable
@@ -30,7 +31,7 @@ from dnat.pap.limits import Rate
 from dnat.pap.messages import SERVER_PORT, Result
 from dnat.pap.policy import Policy, Reservation
 from dnat.pap.server import Server
-from dnat.store import KeyStore, Period, SharedStore, State, Store, StoreConflict, Tenure
+from dnat.store import KeyStore, Period, SharedStore, State, Store, StoreConflict, StoreError, Tenure
 from dnat.types import PortRange, Protocol
 
 if TYPE_CHECKING:
@@ -263,7 +264,13 @@ class ServerRole:
 
     def _table(self, state: State) -> LeaseTable:
         table = LeaseTable(self._pool, hold=self._hold_down, grace=GRACE_SECONDS)
-        table.load(state.records, state.holds)
+        try:
+            table.load(state.records, state.holds)
+        except LeaseConflict as error:
+            raise StoreError(
+                f"the lease store contradicts itself: {error}. Nothing was changed. Restore it from a backup, or"
+                " move it away: hosts then register again what they hold"
+            ) from None
         return table
 
     def _received(self, datagram: bytes, source: tuple[IPv4Address, int]) -> None:

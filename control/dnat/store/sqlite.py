@@ -99,7 +99,7 @@ class SqliteStore:
             return state
         except sqlite3.OperationalError as error:
             raise StoreError(f"the lease store {self.path} cannot be opened: {error}") from None
-        except (sqlite3.DatabaseError, ValueError) as error:
+        except (sqlite3.DatabaseError, ValueError, TypeError) as error:
             what = " ".join(str(error).split())
             raise StoreError(
                 f"the lease store {self.path} is damaged ({what}). Nothing was changed. Restore it from a backup,"
@@ -191,10 +191,11 @@ class SqliteStore:
             raise StoreError(f"the lease store {self.path} cannot be written: {error}") from None
 
     def _tenures(self, period: Period) -> list[Tenure]:
-        assert self._database is not None
+        if self._database is None:
+            raise StoreError(f"the lease store {self.path} could not be opened again after a failure: the log says why")
         try:
             return tenures(self._database, period)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, ValueError, TypeError) as error:
             raise StoreError(f"the lease store {self.path} cannot be read: {error}") from None
 
     def _close(self) -> None:
