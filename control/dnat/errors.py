@@ -47,6 +47,10 @@ class NotRunningError(DnatError):
     exit_code: ClassVar[int] = 5
 
 
+class NotAnsweringError(NotRunningError):
+    """There is a daemon in this network namespace, and it does not answer."""
+
+
 def error_kind(error: DnatError) -> str:
     """Name of the nearest class above, by which another process can raise the like."""
     return next(base.__name__ for base in type(error).__mro__ if base.__module__ == __name__)

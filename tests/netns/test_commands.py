@@ -32,6 +32,7 @@ def test_show_filters_sorts_and_watches(routed_lab: Lab) -> None:
         (("ping", "nowhere"), 2, "not an address and port"),
         (("release", "1"), 2, "no lease here holds 1"),
         (("request", "--port", "80"), 3, "outside the pool"),
+        (("show", "--watch", "nan"), 2, "no number of seconds"),
         (("--config",), 2, "No such option"),
     ],
 )

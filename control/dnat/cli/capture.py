@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from dnat.cli import words
 from dnat.cli.completion import interfaces
 from dnat.errors import PlatformError, UsageError
 
@@ -15,7 +16,7 @@ from dnat.errors import PlatformError, UsageError
 @click.option("-i", "--interface", shell_complete=interfaces, help="Capture here until Ctrl-C.")
 @click.option("-r", "--read", "source", type=click.Path(path_type=Path), help="Read this pcap file instead.")
 @click.option("-w", "--write", "pcap", type=click.Path(path_type=Path), help="Write every packet to this pcap file.")
-@click.option("--seconds", type=click.FloatRange(min=0.1), help="Stop after so long.")
+@click.option("--seconds", type=words.Seconds(min=0.1), help="Stop after so long.")
 @click.option("--count", type=click.IntRange(min=0), default=0, help="Stop after so many messages.")
 @click.option("--call", metavar="CALL-ID", help="Draw this call of the file read (its beginning will do, or all).")
 @click.option("--ladder", type=click.Path(path_type=Path), default=Path("call.svg"), show_default=True)

@@ -19,7 +19,7 @@ from dnat import config as configuration
 from dnat import errors, pid_file
 from dnat.cli.console import output_option
 from dnat.client import Client
-from dnat.errors import AlreadyUpError, DnatError, NotRunningError, PlatformError
+from dnat.errors import AlreadyUpError, DnatError, NotAnsweringError, NotRunningError, PlatformError
 from dnat.instance import Instance
 
 START_SECONDS = 150.0
@@ -100,7 +100,11 @@ def status(output: str) -> None:
     try:
         with Client(instance.socket) as client:
             answer = client.call("status")
+    except NotAnsweringError:
+        raise _hangs(instance) from None
     except NotRunningError:
+        if (pid := pid_file.holder(instance.pid_file)) is not None:
+            raise NotRunningError(f"the daemon (process {pid}) is not up yet; what it does: {instance.log}") from None
         if instance.journal.exists():
             raise NotRunningError(
                 "the daemon is not running, but its data plane still works: `sudo dnatctl up` takes it up again,"
@@ -118,16 +122,29 @@ def status(output: str) -> None:
 
 
 def running(instance: Instance) -> str | None:
-    """What the running daemon says of itself, as soon as it is up; None when there is none."""
+    """What the running daemon says of itself, as soon as it is up; None when there is none.
+
+    Raises NotAnsweringError: only one that is up listens at all.
+    """
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
             with Client(instance.socket) as client:
                 return "; ".join(client.call("status")["summary"])
+        except NotAnsweringError:
+            raise _hangs(instance) from None
         except NotRunningError:
             if pid_file.holder(instance.pid_file) is None or time.monotonic() > deadline:
                 return None
         time.sleep(0.05)
+
+
+def _hangs(instance: Instance) -> NotAnsweringError:
+    pid = pid_file.holder(instance.pid_file)
+    return NotAnsweringError(
+        f"the daemon (process {pid}) does not answer, but its data plane still works: `sudo kill -9 {pid}`, then"
+        f" `sudo dnatctl up`, take it up anew without losing a call; its log: {instance.log}"
+    )
 
 
 def unit(instance: Instance) -> str | None:

@@ -9,6 +9,7 @@ from typing import cast
 import click
 
 from dnat import probe
+from dnat.cli import words
 from dnat.cli.console import output_option
 from dnat.errors import PlatformError, UsageError
 
@@ -25,9 +26,9 @@ _SAYING = {
 @click.argument("target", metavar="ADDRESS:PORT", required=False)
 @click.option("--protocol", type=click.Choice(["udp", "tcp", "sip"]), default="udp", show_default=True)
 @click.option("--count", type=click.IntRange(1, 1000), default=3, show_default=True)
-@click.option("--timeout", type=click.FloatRange(0.05, 60), default=1.0, show_default=True, help="Seconds to wait.")
+@click.option("--timeout", type=words.Seconds(0.05, 60), default=1.0, show_default=True, help="Seconds to wait.")
 @click.option("--listen", metavar="PORT", type=click.IntRange(1, 65535), help="Answer instead, on this leased port.")
-@click.option("--seconds", type=click.FloatRange(0.1), help="With --listen: stop after so long.")
+@click.option("--seconds", type=words.Seconds(0.1), help="With --listen: stop after so long.")
 @output_option
 def ping(
     target: str | None,

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from dnat.cli import words
 from dnat.errors import UsageError
 
 T = TypeVar("T")
@@ -18,7 +19,7 @@ def watch_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Gives a command the parameters ``watch`` and ``count`` of `repeat`."""
     counted = click.option("--count", type=click.IntRange(1), help="With --watch: stop after so many times.")
     watched = click.option(
-        "--watch", type=click.FloatRange(0.1, 3600), metavar="SECONDS", help="Show again and again, until Ctrl-C."
+        "--watch", type=words.Seconds(0.1, 3600), metavar="SECONDS", help="Show again and again, until Ctrl-C."
     )
     return watched(counted(command))
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from ipaddress import IPv4Address
+from typing import Any
+
+import click
 
 from dnat.errors import UsageError
 from dnat.types import PortRange
@@ -30,3 +34,13 @@ def ports(text: str) -> PortRange:
 def is_lease_identifier(text: str) -> bool:
     """Whether it is what `dnatctl show leases` calls a lease, and no port."""
     return _IDENTIFIER.fullmatch(text) is not None
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds; neither endless nor none at all, which Python counts as numbers."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no number of seconds", param, ctx)
+        return number

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from dnat import errors
-from dnat.errors import DnatError, NotRunningError, UsageError
+from dnat.errors import DnatError, NotAnsweringError, NotRunningError, UsageError
 
 VERSION = 1
 NOT_UP = "dnat is not up here; start it with: sudo dnatctl up"
+SILENT = "the daemon does not answer; see: dnatctl status"
 GONE = "the daemon went away before it answered"
 FOREIGN = "what answers on the daemon's socket is not this version of dnat: start it anew (systemctl restart dnat)"
 
@@ -67,6 +68,9 @@ class Client:
         except PermissionError:
             self._socket.close()
             raise errors.PlatformError("the daemon's socket is root's: run this with sudo") from None
+        except (TimeoutError, BlockingIOError):
+            self._socket.close()
+            raise NotAnsweringError(SILENT) from None
         except OSError:
             self._socket.close()
             raise NotRunningError(NOT_UP) from None
@@ -92,7 +96,7 @@ class Client:
         try:
             self._socket.sendall(encode(method, parameters))
         except TimeoutError:
-            raise NotRunningError("the daemon does not answer; see: dnatctl status") from None
+            raise NotAnsweringError(SILENT) from None
         except OSError:
             pass  # it may have said why before it closed
         while "event" in (answer := self._read()):
@@ -110,7 +114,7 @@ class Client:
             self._socket.settimeout(None if for_ever else self._timeout)
             line = self._file.readline()
         except TimeoutError:
-            raise NotRunningError("the daemon does not answer; see: dnatctl status") from None
+            raise NotAnsweringError(SILENT) from None
         except (OSError, ValueError) as error:
             raise NotRunningError(f"the daemon went away: {error}") from None
         return decode(line)
