@@ -6,8 +6,10 @@ import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from sip_phones import SipPhone, converse
 from sip_torture import MESSAGES
 
 from dnat import probe
+from dnat.sip.places import PLACES
 from dnat.system import netns
 
 
@@ -229,6 +232,26 @@ def test_floods_hurt_only_the_block_or_the_stranger_they_come_from(sip_lab: Lab,
             with netns.enter(sip_lab["phone2"].namespace):
                 assert probe.ask(sip_lab.external, 5060, "sip-tcp", 5).outcome == "answered"
             assert user.register(registrar, carol, "carol", "secret-carol") == 200
+
+
+def test_one_sender_cannot_take_all_connections(sip_lab: Lab) -> None:
+    """A stranger opens more TCP connections than there are places, and holds them; a phone gets one, and keeps it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2 * PLACES, max(hard, 2 * PLACES)))
+    try:
+        with contextlib.ExitStack() as stack, netns.enter(sip_lab["ext"].namespace):
+            for _ in range(PLACES + 500):
+                connection = stack.enter_context(socket.socket())
+                # Kamailio closes what is beyond its places at once.
+                with contextlib.suppress(ConnectionError):
+                    connection.connect((sip_lab.external, 5060))
+            with netns.enter(sip_lab["phone2"].namespace):
+                # Silence of 30 s ends the stranger's in any case.
+                deadline = time.monotonic() + 20
+                while probe.ask(sip_lab.external, 5060, "sip-tcp", 2).outcome != "answered":
+                    assert time.monotonic() < deadline, "the phone finds no place"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def _served(client: SipClient, registrar: str, user: str) -> bool:

@@ -17,8 +17,9 @@ from dnat.daemon.privileged import Privileged
 from dnat.errors import DnatError, PeerError, PlatformError
 from dnat.instance import Instance
 from dnat.pap.messages import Want
-from dnat.sip import certificate, configuration, database, process
+from dnat.sip import certificate, configuration, database, places, process
 from dnat.sip.process import Kamailio, Listener
+from dnat.system import local_sockets, sockets
 from dnat.types import Protocol, Purpose
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ log = logging.getLogger(__name__)
 BACKOFF_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Waits before Kamailio is started again; it starts over after a good minute."""
 GOOD_SECONDS = 60.0
+CROWD_SECONDS = 0.5
+"""Between two looks at who has how many TCP connections."""
+CROWD_WORD_SECONDS = 10.0
+"""Between two words about that in the log."""
 DEFAULT_REALM = "dnat"
 
 
@@ -50,7 +55,7 @@ class SipRole:
         self._hold: database.Hold | None = None
         self._restarts = 0
         self._trouble = ""
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Lease the ports and start Kamailio. Raises DnatError."""
@@ -60,14 +65,14 @@ class SipRole:
             self._let_go()
             raise
         self._host.on_change = self._moved.set
-        self._task = asyncio.create_task(self._supervise())
+        self._tasks = [asyncio.create_task(each) for each in (self._supervise(), self._keep_places_free())]
 
     async def stop(self) -> None:
         """End Kamailio; the host role gives the ports back."""
-        if self._task is not None:
-            self._task.cancel()
+        for task in self._tasks:
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+                await task
         if self._kamailio is not None:
             await self._kamailio.stop()
         self._let_go()
@@ -219,6 +224,22 @@ class SipRole:
             return secret
         except OSError as error:
             raise PlatformError(f"{path} cannot be read: {error.strerror}") from None
+
+    async def _keep_places_free(self) -> None:
+        """Nobody may take all of the server's TCP connections: see `dnat.sip.places`."""
+        told_at = float("-inf")
+        while True:
+            await asyncio.sleep(CROWD_SECONDS)
+            try:
+                taken = await self._privileged.run(local_sockets.connections, self._address, self._ports)
+                leaving = places.superfluous(taken, self._address)
+                closed = await self._privileged.run(sockets.disconnect, self._address, leaving)
+            except (DnatError, OSError) as error:
+                log.warning("%s", error)
+                continue
+            if closed and time.monotonic() > told_at + CROWD_WORD_SECONDS:
+                told_at = time.monotonic()
+                log.warning("closed %d of %d TCP connections, of those who have most of them", closed, len(taken))
 
     async def _supervise(self) -> None:
         """Start Kamailio again when it ends, and move it when its ports are lost."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from dnat.errors import PlatformError
+from dnat.sip.places import PLACES
 
 MODULE_DIRECTORIES = (
     Path("/usr/lib/x86_64-linux-gnu/kamailio/modules"),
@@ -100,6 +101,7 @@ def render(configuration: ServerConfiguration) -> str:
         secret=configuration.secret,
         block_rate=configuration.block_rate,
         address_rate=configuration.address_rate,
+        places=PLACES,
         modules=_modules(configuration.tls_port is not None),
     )
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from dnat.types import PortRange
@@ -12,6 +14,8 @@ from dnat.types import PortRange
 _NET = Path("/proc/thread-self/net")
 _TCP, _UDP = ("tcp", "tcp6"), ("udp", "udp6", "udplite", "udplite6")
 _NO_PEER = "0000"
+_CONNECTED = ("01", "08")
+"""ESTABLISHED, and CLOSE_WAIT: the program has not closed it."""
 _COUNTED = {"TCP:": ("inuse", "tw"), "UDP:": ("inuse",), "UDPLITE:": ("inuse",)}
 
 
@@ -40,6 +44,18 @@ def count() -> int:
 def ports() -> set[int]:
     """Every port that a socket has."""
     return {port for port, _ in _ports(_UDP) + _ports(_TCP)}
+
+
+def connections(address: IPv4Address, ports: Collection[int]) -> list[tuple[int, IPv4Address, int]]:
+    """TCP connections that programs here have at this address and these ports: port, address and port of the peer."""
+    own = {f"{int.from_bytes(address.packed, sys.byteorder):08X}:{port:04X}" for port in ports}
+    found = []
+    for line in _lines("tcp")[1:]:
+        _, local, peer, state, _ = line.split(maxsplit=4)
+        if local in own and state in _CONNECTED:
+            octets = int(peer[:8], 16).to_bytes(4, sys.byteorder)
+            found.append((int(local[-4:], 16), IPv4Address(octets), int(peer[-4:], 16)))
+    return found
 
 
 def usage(ranges: Iterable[PortRange]) -> dict[PortRange, Usage]:

@@ -1,6 +1,6 @@
-"""Sockets of programs that speak from ports which are no longer this host's: closed, so that their programs hear of it.
+"""Closes sockets of programs: of ports that are no longer this host's, and connections of peers that have too many.
 
-Without that a TCP connection would wait for answers that cannot come until it times out, a quarter of an hour later.
+A TCP connection from a lost port would wait for answers that cannot come until it times out, fifteen minutes later.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from ipaddress import IPv4Address, ip_address
 from typing import Any
 
@@ -31,16 +31,37 @@ def close(address: IPv4Address, ports: Collection[tuple[PortRange, Protocol]]) -
     Programs get ECONNABORTED. Sockets bound to no address, and those of UDP that never named a peer, are not
     touched: they may be used on. Raises PlatformError.
     """
+
+    def is_meant(protocol: Protocol, found: dict[str, Any]) -> bool:
+        source, port = ip_address(found["idiag_src"]), found["idiag_sport"]
+        return address in (source, getattr(source, "ipv4_mapped", None)) and any(
+            port in each and of.overlaps(protocol) for each, of in ports
+        )
+
+    return _close(address, (Protocol.TCP, Protocol.UDP), is_meant) if ports else 0
+
+
+def disconnect(address: IPv4Address, connections: Collection[tuple[int, IPv4Address, int]]) -> int:
+    """Close TCP connections that programs have at ``address``, as of `local_sockets.connections`; returns how many.
+
+    Programs get ECONNABORTED, peers a reset. Raises PlatformError.
+    """
+    ends = {(str(address), port, str(peer), peer_port) for port, peer, peer_port in connections}
+
+    def is_meant(protocol: Protocol, found: dict[str, Any]) -> bool:
+        return (found["idiag_src"], found["idiag_sport"], found["idiag_dst"], found["idiag_dport"]) in ends
+
+    return _close(address, (Protocol.TCP,), is_meant) if ends else 0
+
+
+def _close(
+    address: IPv4Address, protocols: Iterable[Protocol], is_meant: Callable[[Protocol, dict[str, Any]], bool]
+) -> int:
     closed = 0
-    if not ports:
-        return closed
     with rtnetlink.socket(f"close sockets of {address}"):
-        for protocol in (Protocol.TCP, Protocol.UDP):
+        for protocol in protocols:
             for found in _sockets(protocol):
-                source, port = ip_address(found["idiag_src"]), found["idiag_sport"]
-                if address in (source, getattr(source, "ipv4_mapped", None)) and any(
-                    port in each and of.overlaps(protocol) for each, of in ports
-                ):
+                if is_meant(protocol, found):
                     with rtnetlink.expect(*_GONE):
                         rtnetlink.request(_SOCK_DESTROY, _identity(protocol, found), 0, _NETLINK_SOCK_DIAG)
                         closed += 1
