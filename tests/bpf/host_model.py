@@ -52,6 +52,8 @@ class Parsed:
     destination_port: int = 0
     quoted: int = 0
     """Offset of the quoted transport header."""
+    end: int = 0
+    """Of the packet; a frame may go on."""
 
 
 def parse(frame: bytes) -> Parsed | None:
@@ -65,7 +67,7 @@ def parse(frame: bytes) -> Parsed | None:
     more, offset = frame[20] & 0x20, (int.from_bytes(frame[20:22]) & 0x1FFF) * 8
     if (more or offset) and (not payload or offset + payload > 65535 or (more and payload % 8)):
         return None
-    parsed = Parsed(l4, protocol, _CLASSES.get(protocol, OTHER), "portless")
+    parsed = Parsed(l4, protocol, _CLASSES.get(protocol, OTHER), "portless", end=l4 + available)
     if offset:
         parsed.kind = "fragment"
     elif protocol in _WITH_PORTS:
@@ -87,6 +89,7 @@ def parse(frame: bytes) -> Parsed | None:
 
 def _parse_quoted(frame: bytes, parsed: Parsed) -> None:
     ip = parsed.l4 + 8
+    frame = frame[: parsed.end]
     if len(frame) < ip + 20 or frame[ip] >> 4 != 4 or frame[ip] & 15 < 5:
         return
     l4, protocol = ip + (frame[ip] & 15) * 4, frame[ip + 9]
@@ -241,7 +244,7 @@ class HostModel:
     def _checksums_at(frame: bytes, parsed: Parsed) -> list[int]:
         """Those that cover the port."""
         transport = (parsed.quoted or parsed.l4) + _CHECKSUM[parsed.protocol]
-        found = [transport] if len(frame) >= transport + 2 else []
+        found = [transport] if parsed.end >= transport + 2 else []
         if parsed.protocol in (17, 136) and found and frame[transport : transport + 2] == b"\0\0":
             found = []
         return found + ([parsed.l4 + 2] if parsed.kind == "error" else [])

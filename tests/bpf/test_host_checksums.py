@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable
 
 import pytest
-from bpf_bench import EXTERNAL, PASS, REMOTE, Case, HostBench, tcp, udp
+from bpf_bench import EXTERNAL, PASS, REMOTE, Case, HostBench, error, tcp, udp
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
@@ -78,3 +78,23 @@ def test_a_packet_of_several_segments(
     outcome = host.run(program, sent, context)
     assert (outcome.verdict, outcome.packet) == (PASS, bytes(leaves))
     assert outcome.counted == {f"{program}_translated": 1}
+
+
+@pytest.mark.parametrize("octets", [28, 36, 38])
+def test_a_frame_that_goes_on_behind_an_error(host: HostBench, octets: int) -> None:
+    """What is there is no checksum, were it at the place of the one that the quote has no room for."""
+    ends = {"src": REMOTE, "dst": EXTERNAL}
+    host.bind(Protocol.TCP, 4000, 30002)
+    behind = bytes(range(1, 33))
+    sent, leaves = (bytes(error(tcp(port, 80), **ends, octets=octets)) for port in (30002, 4000))
+    outcome = host.run("host_in", sent + behind)
+    assert (outcome.verdict, outcome.packet) == (PASS, leaves + behind)
+
+
+def test_an_error_whose_quote_lies_behind_the_packet(host: HostBench) -> None:
+    host.bind(Protocol.TCP, 4000, 30002)
+    sent = Ether(bytes(error(tcp(30002, 80), src=REMOTE, dst=EXTERNAL)))
+    sent[IP].len = 20 + 8 + 20
+    outcome = host.run("host_in", sent)
+    assert (outcome.verdict, outcome.packet) == (PASS, bytes(sent))
+    assert outcome.counted == {"host_in_native": 1}

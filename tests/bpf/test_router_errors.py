@@ -114,6 +114,8 @@ def test_1500_octets_fit(router: RouterBench) -> None:
     packet = long(udp(7, 20000, **inbound()), 1500)
     outcome = router.run("router_wan", packet)
     assert (outcome.verdict, outcome.counted) == (REDIRECT, {"router_in": 1})
+    with_checksum = bytes(packet) + b"FCS!"
+    assert router.run("router_wan", with_checksum) == outcome, "what a frame has behind its packet is taken off"
 
 
 @pytest.mark.parametrize(("octets", "last"), [(1501, 21), (2980, 20 + 1480), (2981, 21)])

@@ -60,9 +60,19 @@ static __always_inline bool segments_fit(struct __sk_buff *skb, const struct pac
 	return skb->gso_size == SEGMENTS_UNEQUAL || packet->l4 - ETH_HLEN + header + skb->gso_size <= mtu;
 }
 
+/* Takes off what a frame has behind its packet, such as a checksum that its interface left there; false: it
+ * is not that which makes it too big. */
+static __always_inline bool trim(struct __sk_buff *skb, const struct packet *packet, __u32 mtu)
+{
+	__u32 length = packet->l4 + packet->payload;
+
+	return !skb->gso_size && length <= ETH_HLEN + mtu && bpf_skb_change_tail(skb, length, 0) == 0;
+}
+
 static __always_inline bool fits(struct __sk_buff *skb, const struct packet *packet, __u32 mtu)
 {
-	return __builtin_expect(!mtu || skb->len <= ETH_HLEN + mtu, 1) || segments_fit(skb, packet, mtu);
+	return __builtin_expect(!mtu || skb->len <= ETH_HLEN + mtu, 1) || segments_fit(skb, packet, mtu) ||
+	       trim(skb, packet, mtu);
 }
 
 /* Its time is over, or it is too big: STAGE_ANSWER finds out. */

@@ -136,7 +136,8 @@ static __always_inline void parse_quoted(struct packet *packet, struct iphdr *ip
 	    (ip->frag_off & TO_BE16(IPV4_OFFSET)))
 		return;
 	l4 = (void *)ip + ip->ihl * 4;
-	if (l4 + 8 > end)
+	/* What a frame has behind its packet is not quoted. */
+	if (l4 + 8 > end || packet->payload < sizeof(struct icmphdr) + ip->ihl * 4 + 8)
 		return;
 	protocol = ip->protocol;
 	if (has_ports(protocol)) {

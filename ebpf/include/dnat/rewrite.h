@@ -149,7 +149,8 @@ static __always_inline bool rewrite_quoted(struct __sk_buff *skb, const struct p
 	if (bpf_l4_csum_replace(skb, own_checksum, from, to, sizeof(to)) ||
 	    bpf_skb_store_bytes(skb, port, &to, sizeof(to), 0))
 		return false;
-	if (bpf_skb_load_bytes(skb, quoted_checksum, &old, sizeof(old)) ||
+	if (quoted_checksum + sizeof(old) > packet->l4 + packet->payload ||
+	    bpf_skb_load_bytes(skb, quoted_checksum, &old, sizeof(old)) ||
 	    (is_udp(packet->protocol) && old == 0))
 		return true;
 	new = is_udp(packet->protocol) ? adjust_udp_checksum(old, from, to) : adjust_checksum(old, from, to);
