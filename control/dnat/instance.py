@@ -8,6 +8,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from dnat import files
 from dnat.errors import PlatformError
 from dnat.system.netns import DEFAULT_INSTANCE, instance_name
 from dnat.system.paths import BPF_DIRECTORY, NETNS_CONFIG_DIRECTORY, RUN_DIRECTORY, STATE_DIRECTORY
@@ -125,7 +126,7 @@ class Instance:
             pass
         try:
             self.state.mkdir(parents=True, exist_ok=True)
-            path.write_text(str(now), encoding="ascii")
+            files.replace(path, str(now).encode(), durable=True)
         except OSError:
             return 0.0
         return now
@@ -143,7 +144,7 @@ class Instance:
                 seed = path.read_bytes()
             except FileNotFoundError:
                 seed = secrets.token_bytes(16)
-                path.write_bytes(seed)
+                files.replace(path, seed, durable=True)
         except OSError as error:
             raise PlatformError(
                 f"{path} cannot be written ({error.strerror}): make room or correct its rights"

@@ -31,7 +31,7 @@ ALLOWED = {
     "files": set(),
     "leases": {"types", "errors", "leases"},
     "pap": {"types", "errors", "leases", "pap"},
-    "store": {"types", "errors", "leases", "pap", "store"},
+    "store": {"types", "errors", "files", "leases", "pap", "store"},
     "dataplane": {"types", "errors", "dataplane", "system"},
     "system": {"types", "errors", "files", "system"},
 }

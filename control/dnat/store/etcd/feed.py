@@ -13,6 +13,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
+from dnat import files
 from dnat.leases.records import LeaseRecord, PutLease
 from dnat.store.base import PublishedPool, StoreError, Watcher
 from dnat.store.etcd import layout
@@ -248,6 +249,4 @@ class RouterFeed:
 
 def _write(path: Path, epoch_start: float, pool: PublishedPool, leases: list[tuple[LeaseRecord, float]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    fresh.write_bytes(layout.snapshot_value(epoch_start, pool, leases))
-    fresh.replace(path)
+    files.replace(path, layout.snapshot_value(epoch_start, pool, leases), durable=True)
