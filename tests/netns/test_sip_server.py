@@ -247,7 +247,7 @@ def test_one_sender_cannot_take_all_connections(sip_lab: Lab) -> None:
                     connection.connect((sip_lab.external, 5060))
             with netns.enter(sip_lab["phone2"].namespace):
                 # Silence of 30 s ends the stranger's in any case.
-                deadline = time.monotonic() + 20
+                deadline = time.monotonic() + 25
                 while probe.ask(sip_lab.external, 5060, "sip-tcp", 2).outcome != "answered":
                     assert time.monotonic() < deadline, "the phone finds no place"
     finally:

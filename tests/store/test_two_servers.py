@@ -58,6 +58,19 @@ def test_a_host_goes_on_with_the_other_server(cluster: Cluster, tmp_path: Path) 
     asyncio.run(story())
 
 
+def test_a_server_that_is_drained_leaves_new_ports_to_the_other(cluster: Cluster, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(cluster, 1) as one, serving(cluster, 2) as two, Host(11, (1, 2), tmp_path) as phone:
+            await one.drain(frozenset())
+            assert await phone.want(16) is not None
+            assert (one.counters["want-shutting-down"], two.counters["want-success"]) == (1, 1)
+            await two.drain(frozenset())
+            assert await phone.want(16) is None, "each was asked once"
+            assert (one.counters["want-shutting-down"], two.counters["want-shutting-down"]) == (2, 1)
+
+    asyncio.run(story())
+
+
 def test_a_lease_taken_back_by_the_other_server_reaches_its_host(cluster: Cluster, tmp_path: Path) -> None:
     async def story() -> None:
         async with serving(cluster, 1), serving(cluster, 2) as two, Host(11, (1, 2), tmp_path) as phone:

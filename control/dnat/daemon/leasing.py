@@ -147,7 +147,7 @@ class Leasing:
             self._save()
 
     async def request(self, want: Want) -> events.Granted:
-        """Ask for ports: a busy server several times, another one where the store failed.
+        """Ask for ports: a busy server several times, another one where the store failed or one is drained.
 
         Raises RefusedError, or PeerError when nobody answers.
         """
@@ -157,8 +157,10 @@ class Leasing:
             try:
                 return await self._request(want)
             except RefusedError as refused:
-                if refused.result is Result.STORE_FAILED and others:
-                    others -= 1  # `_store_failed` has chosen the next
+                if refused.result in (Result.STORE_FAILED, Result.SHUTTING_DOWN) and others:
+                    others -= 1
+                    if refused.result is Result.SHUTTING_DOWN:
+                        self._ask_another()  # for a store that failed `_store_failed` has done so
                     continue
                 if refused.result is not Result.BUSY or boottime() >= patient_until:
                     raise
