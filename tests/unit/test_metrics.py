@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import select
 import socket
+import time
 import urllib.request
+from collections.abc import Callable
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +16,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from dnat.daemon import metrics
 from dnat.daemon.metrics import Measured, MetricsServer, exposition
 from dnat.errors import PlatformError
 from dnat.types import Protocol, Purpose
@@ -104,3 +109,58 @@ def test_prometheus_gets_them_over_http() -> None:
             await server.stop()
 
     assert read(asyncio.run(scrape())) == read(exposition(MEASURED, ["server"]))
+
+
+def with_server(client: Callable[[int], None]) -> None:
+    """Run what a client does, given the port of a server."""
+
+    async def story() -> None:
+        async def measure() -> Measured:
+            return MEASURED
+
+        port = free_port()
+        server = MetricsServer(("127.0.0.1", port), measure, ["server"])
+        try:
+            await asyncio.to_thread(client, port)
+        finally:
+            await server.stop()
+
+    asyncio.run(story())
+
+
+def is_served(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def test_clients_that_say_nothing_take_no_more_than_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each connection is a file that the daemon has open, and it needs files for its leases."""
+    monkeypatch.setattr(metrics._Handler, "timeout", 60.0)
+
+    def crowd(port: int) -> None:
+        deadline = time.monotonic() + 20
+        with contextlib.ExitStack() as stack:
+            silent = [
+                stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+                for _ in range(metrics.CLIENTS + 24)
+            ]
+            while len(select.select(silent, [], [], 0.1)[0]) < 24:
+                assert time.monotonic() < deadline, "those without a place are not closed"
+            assert len(select.select(silent, [], [], 0.1)[0]) == 24
+        while not is_served(port):
+            assert time.monotonic() < deadline, "the places of those who have gone are not free"
+
+    with_server(crowd)
+
+
+def test_a_client_that_says_nothing_loses_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics._Handler, "timeout", 0.1)
+
+    def wait(port: int) -> None:
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as silent:
+            assert silent.recv(1) == b""
+
+    with_server(wait)

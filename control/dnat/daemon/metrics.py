@@ -7,9 +7,11 @@ import threading
 from collections import Counter as Tally
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from wsgiref.simple_server import WSGIServer
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
@@ -20,6 +22,10 @@ from dnat.types import Protocol, Purpose
 
 COLLECT_SECONDS = 5.0
 """How long a scrape waits for the daemon."""
+CLIENTS = 16
+"""Connections of scrapers at once; further ones are closed."""
+CLIENT_SECONDS = 5.0
+"""How long a scraper may say, or read, nothing."""
 
 Holding = tuple[str, Purpose, Protocol, int]
 """External address, purpose, protocol and number of ports of a lease."""
@@ -140,21 +146,58 @@ class _Live(Collector):
         return families(asyncio.run_coroutine_threadsafe(measured(), self._loop).result(COLLECT_SECONDS), self._roles)
 
 
+class _Handler(WSGIRequestHandler):
+    timeout = CLIENT_SECONDS
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Scrapes are no news."""
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """A thread for each of a few clients. Whoever can connect could else take all files that the daemon may open."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._places = threading.BoundedSemaphore(CLIENTS)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._places.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._places.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """That of a client, which has gone or says nothing."""
+
+
 class MetricsServer:
-    """HTTP for scrapes, in a thread of its own: a slow client holds nobody up."""
+    """HTTP for scrapes, in threads of its own: a slow client holds nobody up."""
 
     def __init__(self, listen: tuple[str, int], measure: Measure, roles: Iterable[str]) -> None:
         """Raises PlatformError."""
         registry = CollectorRegistry()
         registry.register(_Live(measure, roles, asyncio.get_running_loop()))
-        self._server: WSGIServer
-        self._thread: threading.Thread
         try:
-            self._server, self._thread = start_http_server(listen[1], listen[0], registry)
+            self._server = make_server(*listen, make_wsgi_app(registry), _Server, _Handler)
         except OSError as error:
             raise PlatformError(
                 f"metrics.listen: {listen[0]}:{listen[1]} cannot be opened ({error.strerror})"
             ) from None
+        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
 
     async def stop(self) -> None:
         """Finish the scrape that is under way."""
