@@ -20,9 +20,15 @@ from users import user
 
 from dnat.client import Client
 from dnat.client.aio import AsyncClient
+from dnat.config import ApiSettings, HostSettings
 from dnat.daemon import api
+from dnat.daemon.host import HostRole
+from dnat.daemon.privileged import Privileged
+from dnat.daemon.programs import Programs
 from dnat.daemon.session import UNREAD_OCTETS, Session
 from dnat.errors import NotRunningError, PlatformError, UsageError
+from dnat.instance import Instance
+from dnat.system.journal import Journal
 
 NOBODY = 65534
 JSON = st.recursive(st.none() | st.text(), st.lists)
@@ -237,6 +243,29 @@ def test_the_end_of_a_connection_is_noticed(path: Path) -> None:
         assert not scene.ended
         client.close()
         await eventually(lambda: scene.ended == scene.sessions)
+
+    play(story, path)
+
+
+def test_who_leases_again_and_again_is_waited_for_once(path: Path) -> None:
+    """A program may lease and give back for months on one connection."""
+
+    async def story(scene: Scene) -> None:
+        reader, writer = await asyncio.open_unix_connection(scene.path)
+        writer.write(b'{"method": "watch"}\n')
+        await reader.readline()
+        (session,) = scene.sessions
+        privileged = Privileged(Journal(path.with_name("journal.json")))
+        host = HostRole(Instance("test"), HostSettings(), privileged)
+        programs = Programs(ApiSettings(), path.with_name("programs.json"), host)
+        waiting = len(session.on_end)
+        for handle in range(1, 101):
+            programs._bind(handle, session)
+            programs._forget(handle)
+        assert len(session.on_end) == waiting + 1
+        writer.close()
+        await eventually(lambda: not session.on_end)
+        privileged.close()
 
     play(story, path)
 

@@ -61,6 +61,8 @@ class Programs:
         self._host = host
         self._held = self._load()
         self._sessions: dict[int, Session] = {}
+        self._clients: set[Session] = set()
+        """Those that have leased something."""
         self._asking: list[tuple[int, int]] = []
         self._pace = Buckets(LEASES_PER_USER), Buckets(LEASES_OF_ALL)
         self._watching: dict[Session, bool] = {}
@@ -171,12 +173,14 @@ class Programs:
                 session.tell(event)
 
     def _bind(self, handle: int, session: Session) -> None:
-        if session not in self._sessions.values():
+        if session not in self._clients:
+            self._clients.add(session)
             session.on_end.append(lambda: self._gone(session))
         self._sessions[handle] = session
 
     def _gone(self, session: Session) -> None:
         """The program has ended, or closed its connection."""
+        self._clients.discard(session)
         self._release_soon([handle for handle, each in self._sessions.items() if each is session])
 
     def _give_up_waiting(self) -> None:
