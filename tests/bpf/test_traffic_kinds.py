@@ -5,6 +5,7 @@ checksum the device is to complete.
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import struct
 import time
@@ -126,19 +127,30 @@ def completing(network: Network, interface: str) -> Iterator[None]:
             network.run("router", f"ethtool -K {interface} tx on")
 
 
+def connect_error(client: socket.socket, target: tuple[str, int]) -> int:
+    """Why a connection is not made; 0: it is."""
+    try:
+        client.connect(target)
+    except OSError as error:
+        return error.errno or 0
+    # With IP_RECVERR the kernel wakes who waits for the socket a moment before it says why, on another CPU.
+    limit = time.monotonic() + 5
+    while not (error_number := client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)) and time.monotonic() < limit:
+        pass
+    return error_number
+
+
 @PORTS
 def test_an_error_about_a_packet_without_its_checksum_yet(network: Network, port: int) -> None:
     """The receiver checks the error's own checksum, which covers the one that is written last of all."""
     with completing(network, "lan"), network.socket("a", TCP_SOCKET, port) as host:
         host.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 1)
         host.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
-        with pytest.raises(OSError, match="No route to host"):
-            host.connect((REMOTE, 81))
+        assert connect_error(host, (REMOTE, 81)) == errno.EHOSTUNREACH
     with completing(network, "wan"), network.socket("ext", TCP_SOCKET, 0) as outside:
         outside.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 1)
         outside.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
-        with pytest.raises(OSError, match="No route to host"):
-            outside.connect((network.external, NATIVE + 1))
+        assert connect_error(outside, (network.external, NATIVE + 1)) == errno.EHOSTUNREACH
 
 
 @PORTS
