@@ -167,8 +167,12 @@ class RouterModel:
             return self._to_stack(parsed)
         if self._program == "router_loop":
             return self._stays(REDIRECT, "router_from_self")
+        behind = _ETHERNET + int.from_bytes(frame[16:18])
         if len(frame) > _ETHERNET + _MTU and frame[22] > 1:
-            return self._too_big(parsed)
+            if behind > _ETHERNET + _MTU:
+                return self._too_big(parsed)
+            # Only what lies behind the packet made the frame too big.
+            self._now = (frame[:behind], *self._now[1:])
         if frame[22] <= 1:
             return self._answered(parsed, "drop_ttl_expired", "router_time_exceeded", b"\x0b\0", bytes(4))
         way = {"router_wan": "router_in"}.get(self._program, "router_out" if target == OUTSIDE else "router_hairpin")
