@@ -25,19 +25,13 @@ def checked(method: Callable[..., Any], given: Mapping[str, Any], besides: int =
         raise UsageError(f"wrong parameters: {unknown[0]!r} is not one of {', '.join(taken) or 'none'}")
     if missing := [name for name, (_, default) in taken.items() if default is _NEEDED and name not in given]:
         raise UsageError(f"wrong parameters: {missing[0]!r} is missing")
-    try:
-        return {name: msgspec.convert(value, taken[name][0]) for name, value in given.items()}
-    except msgspec.ValidationError as error:
-        wrong = next(name for name, value in given.items() if not _fits(value, taken[name][0]))
-        raise UsageError(f"wrong parameters: {wrong!r}: {error}") from None
-
-
-def _fits(value: Any, type_: Any) -> bool:
-    try:
-        msgspec.convert(value, type_)
-    except msgspec.ValidationError:
-        return False
-    return True
+    values = {}
+    for name, value in given.items():
+        try:
+            values[name] = msgspec.convert(value, taken[name][0])
+        except msgspec.ValidationError as error:
+            raise UsageError(f"wrong parameters: {name!r}: {error}") from None
+    return values
 
 
 @functools.cache
