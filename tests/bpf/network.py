@@ -9,7 +9,6 @@ import itertools
 import os
 import socket
 import subprocess
-import threading
 from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -95,17 +94,6 @@ class Network:
     def host_counter(self, node: str, label: str) -> int:
         """A counter of a host's programs."""
         return self.hosts[node].counters()[label]
-
-    @staticmethod
-    def transfer(source: socket.socket, sink: socket.socket, octets: bytes) -> None:
-        """Carry octets over a connection, and compare what comes."""
-        sending = threading.Thread(target=source.sendall, args=(octets,))
-        sending.start()
-        received = b""
-        while len(received) < len(octets):
-            received += sink.recv(1 << 20)
-        sending.join()
-        assert received == octets
 
     def _wire(self) -> None:
         for node in NODES:

@@ -9,6 +9,7 @@ import socket
 import pytest
 from bpf_bench import REMOTE
 from network import OWN_PORTS, POOLS, Network
+from transfer import transfer
 
 UDP, TCP = socket.SOCK_DGRAM, socket.SOCK_STREAM
 NATIVE, TRANSLATED, LISTENING = OWN_PORTS["a"].first, 4000, OWN_PORTS["b"].first
@@ -54,8 +55,8 @@ def test_tcp_carries_bulk_both_ways(network: Network, port: int, target: str) ->
         server.settimeout(20)
         assert sender in seen_from(network, "a", port)
         with server:
-            network.transfer(client, server, BULK)
-            network.transfer(server, client, BULK)
+            transfer(client, server, BULK)
+            transfer(server, client, BULK)
 
 
 def test_the_outside_calls_a_host_at_its_combination_address(network: Network) -> None:

@@ -16,6 +16,7 @@ from bpf_bench import REMOTE, ROUTER
 from network import OWN_PORTS, Network
 from scapy.layers.inet import ICMP, IP, UDP
 from scapy.packet import Packet, Raw
+from transfer import transfer
 
 UDP_SOCKET, TCP_SOCKET, RAW = socket.SOCK_DGRAM, socket.SOCK_STREAM, socket.SOCK_RAW
 NATIVE, TRANSLATED = OWN_PORTS["a"].first, 4000
@@ -181,7 +182,7 @@ def test_segments_that_do_not_fit_the_way_out(network: Network, port: int) -> No
                 server, _ = listener.accept()
                 with server:
                     server.settimeout(20)
-                    network.transfer(host, server, BULK)
+                    transfer(host, server, BULK)
         assert network.router.counters()["router_fragmentation_needed"] > before
     finally:
         network.run("router", f"ip link set wan mtu {network.mtu}")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-import threading
 from collections.abc import Iterator
 
 import pytest
 from nodes import Lab, Node
+from transfer import transfer
 
 from dnat.system import netns
 
@@ -54,10 +54,4 @@ def test_bulk_in_big_packets(big_lab: Lab, local_port: int) -> None:
         with server:
             for source, sink in ((client, server), (server, client)):
                 sink.settimeout(30)
-                sending = threading.Thread(target=source.sendall, args=(BULK,))
-                sending.start()
-                received = b""
-                while len(received) < len(BULK):
-                    received += sink.recv(1 << 20)
-                sending.join()
-                assert received == BULK
+                transfer(source, sink, BULK)
